@@ -1,0 +1,17 @@
+//! SIMD kernels of Neap: the only home of SIMD in the workspace.
+#![deny(missing_docs)]
+
+pub mod isa;
+pub mod pool;
+
+pub use isa::Isa;
+pub use pool::ThreadPool;
+
+/// What every kernel needs to run: the instruction set and the threads.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// Instruction set chosen at run time.
+    pub isa: Isa,
+    /// Threads that share the work.
+    pub pool: &'a ThreadPool,
+}

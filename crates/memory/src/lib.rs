@@ -1,0 +1,1 @@
+//! Memory core of Neap.

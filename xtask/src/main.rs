@@ -1,0 +1,2 @@
+//! Neap.
+fn main() {}
