@@ -5,7 +5,7 @@ pub mod isa;
 pub mod pool;
 
 pub use isa::Isa;
-pub use pool::ThreadPool;
+pub use pool::{ThreadPool, WorkerPanic};
 
 /// What every kernel needs to run: the instruction set and the threads.
 #[derive(Clone, Copy)]
