@@ -62,10 +62,12 @@ pub struct ThreadPool {
 #[repr(align(128))]
 struct Apart<T>(T);
 
+/// A region's closure with its lifetime erased: valid while the region is open or a worker is inside it.
+type Function = *const (dyn Fn(usize, usize) + Sync);
+
 /// What one region runs.
 struct Job {
-    /// The caller's closure with its lifetime erased: valid while the region is open or a worker is inside it.
-    function: *const (dyn Fn(usize, usize) + Sync),
+    function: Function,
     tasks: usize,
 }
 
@@ -115,8 +117,13 @@ impl ThreadPool {
         let shared = Arc::new(Shared {
             door: Apart(AtomicU64::new(0)),
             next: Apart(AtomicUsize::new(0)),
-            job: Apart(UnsafeCell::new(Job { function: &nothing, tasks: 0 })),
-            parked: (0..workers).map(|_| Apart(AtomicBool::new(false))).collect(),
+            job: Apart(UnsafeCell::new(Job {
+                function: &nothing,
+                tasks: 0,
+            })),
+            parked: (0..workers)
+                .map(|_| Apart(AtomicBool::new(false)))
+                .collect(),
             caller_waits: AtomicBool::new(false),
             caller_lock: Mutex::new(()),
             caller_wakes: Condvar::new(),
@@ -131,8 +138,16 @@ impl ThreadPool {
                 Err(_) => break,
             }
         }
-        let wakers = handles.iter().map(|handle| handle.thread().clone()).collect();
-        Self { shared, turn: Mutex::new(()), wakers, handles }
+        let wakers = handles
+            .iter()
+            .map(|handle| handle.thread().clone())
+            .collect();
+        Self {
+            shared,
+            turn: Mutex::new(()),
+            wakers,
+            handles,
+        }
     }
 
     /// Threads that share a region's tasks, the calling one included.
@@ -186,7 +201,10 @@ impl ThreadPool {
         shared.next.0.store(0, Ordering::Relaxed);
         let door = shared.door.0.load(Ordering::Relaxed);
         debug_assert_eq!(door & (OPEN | INSIDE_MASK), 0);
-        shared.door.0.store((door & !(OPEN | INSIDE_MASK)).wrapping_add(REGION) | OPEN, Ordering::Release);
+        shared.door.0.store(
+            (door & !(OPEN | INSIDE_MASK)).wrapping_add(REGION) | OPEN,
+            Ordering::Release,
+        );
         // Pairs with the fence in `Shared::park`: either this thread sees that the worker sleeps, or the worker sees
         // that the door is open.
         fence(Ordering::SeqCst);
@@ -215,7 +233,9 @@ impl Drop for ThreadPool {
 
 impl std::fmt::Debug for ThreadPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ThreadPool").field("threads", &self.threads()).finish()
+        f.debug_struct("ThreadPool")
+            .field("threads", &self.threads())
+            .finish()
     }
 }
 
@@ -226,7 +246,9 @@ impl Shared {
         let mut last_region = 0;
         while let Some(door) = self.wait_for_region(worker, last_region) {
             last_region = door / REGION;
-            let Some((tasks, function)) = self.enter(door) else { continue };
+            let Some((tasks, function)) = self.enter(door) else {
+                continue;
+            };
             {
                 let _inside = InsideTask::enter(me, worker);
                 // SAFETY: this thread is inside, so the caller has not returned and its closure is alive.
@@ -258,7 +280,9 @@ impl Shared {
     }
 
     fn park(&self, worker: usize, last_region: u64) {
-        let Some(Apart(parked)) = self.parked.get(worker - 1) else { return };
+        let Some(Apart(parked)) = self.parked.get(worker - 1) else {
+            return;
+        };
         parked.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let door = self.door.0.load(Ordering::Relaxed);
@@ -270,10 +294,15 @@ impl Shared {
     }
 
     /// Goes in through the door if the region seen is still open, and returns what to run.
-    fn enter(&self, mut door: u64) -> Option<(usize, *const (dyn Fn(usize, usize) + Sync))> {
+    fn enter(&self, mut door: u64) -> Option<(usize, Function)> {
         let region = door / REGION;
         while door & OPEN != 0 && door / REGION == region {
-            match self.door.0.compare_exchange_weak(door, door + INSIDE, Ordering::Acquire, Ordering::Relaxed) {
+            match self.door.0.compare_exchange_weak(
+                door,
+                door + INSIDE,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => {
                     // SAFETY: this thread is inside, so nobody writes the job; the acquire above orders its writing
                     // before this.
@@ -324,7 +353,10 @@ impl Shared {
         let mut held = lock(&self.caller_lock);
         self.caller_waits.store(true, Ordering::SeqCst);
         while self.door.0.load(Ordering::SeqCst) & INSIDE_MASK != 0 {
-            held = self.caller_wakes.wait(held).unwrap_or_else(PoisonError::into_inner);
+            held = self
+                .caller_wakes
+                .wait(held)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         self.caller_waits.store(false, Ordering::SeqCst);
     }
@@ -345,8 +377,14 @@ impl Drop for InsideTask {
     }
 }
 
-fn run_inline(tasks: usize, worker: usize, f: &(dyn Fn(usize, usize) + Sync)) -> Result<(), WorkerPanic> {
-    let outcome = catch_unwind(AssertUnwindSafe(|| (0..tasks).for_each(|task| f(task, worker))));
+fn run_inline(
+    tasks: usize,
+    worker: usize,
+    f: &(dyn Fn(usize, usize) + Sync),
+) -> Result<(), WorkerPanic> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        (0..tasks).for_each(|task| f(task, worker))
+    }));
     outcome.map_err(|payload| {
         let message = panic_message(payload.as_ref());
         drop_quietly(payload);

@@ -7,14 +7,23 @@ const REGIONS: usize = if cfg!(miri) { 12 } else { 5_000 };
 /// Runs one region and checks that every task ran exactly once, on workers that exist.
 fn check_region(pool: &ThreadPool, tasks: usize) {
     let counts: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
-    let busy: Vec<AtomicBool> = (0..pool.threads()).map(|_| AtomicBool::new(false)).collect();
+    let busy: Vec<AtomicBool> = (0..pool.threads())
+        .map(|_| AtomicBool::new(false))
+        .collect();
     pool.run(tasks, &|task, worker| {
-        assert!(!busy[worker].swap(true, Ordering::SeqCst), "two tasks at once on worker {worker}");
+        assert!(
+            !busy[worker].swap(true, Ordering::SeqCst),
+            "two tasks at once on worker {worker}"
+        );
         counts[task].fetch_add(1, Ordering::Relaxed);
         busy[worker].store(false, Ordering::SeqCst);
     })
     .unwrap();
-    assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+    assert!(
+        counts
+            .iter()
+            .all(|count| count.load(Ordering::Relaxed) == 1)
+    );
 }
 
 #[test]
@@ -89,7 +98,12 @@ fn every_task_may_panic() {
     let pool = ThreadPool::new(3);
     for _ in 0..if cfg!(miri) { 2 } else { 30 } {
         let outcome = pool.run(20, &|_, _| std::panic::panic_any(7_u32));
-        assert_eq!(outcome, Err(WorkerPanic { message: "(no message)".to_owned() }));
+        assert_eq!(
+            outcome,
+            Err(WorkerPanic {
+                message: "(no message)".to_owned()
+            })
+        );
     }
     check_region(&pool, 20);
 }
@@ -122,7 +136,12 @@ fn a_nested_panic_is_the_nested_regions_error() {
     let pool = ThreadPool::new(2);
     pool.run(4, &|_, _| {
         let inner = pool.run(2, &|_, _| panic!("inner"));
-        assert_eq!(inner, Err(WorkerPanic { message: "inner".to_owned() }));
+        assert_eq!(
+            inner,
+            Err(WorkerPanic {
+                message: "inner".to_owned()
+            })
+        );
     })
     .unwrap();
 }
