@@ -1,1 +1,37 @@
-//! Memory core of Neap.
+//! Memory core of Neap: one live budget, and everything that is held under it.
+//!
+//! The way of a block: [`budget`] → arena → [`pool`] → [`table`].
+//!
+//! ```
+//! use neap_memory::{BlockTable, Budget, Buffer, ChargeKind, KvPool};
+//!
+//! let budget = Budget::new(64 << 20);
+//! let weights = Buffer::<u8>::zeroed(&budget, ChargeKind::Weights, 1 << 20)?;
+//!
+//! // 32 tokens per block; a block is one contiguous, page-aligned, zeroed region.
+//! let pool = KvPool::new(&budget, 512 << 10, 32);
+//! let mut table = BlockTable::new(&pool);
+//! table.reserve(33)?;                     // two blocks, or a refusal with the figures
+//! table.block_mut(0)[..4].copy_from_slice(&[1, 2, 3, 4]);
+//! table.advance(33);
+//!
+//! assert_eq!(budget.charged(), (1 << 20) + 2 * (512 << 10));
+//! drop(table);                            // pages go back to the system, bytes to the budget
+//! drop(weights);
+//! assert_eq!(budget.charged(), 0);
+//! # Ok::<(), neap_memory::OverBudget>(())
+//! ```
+
+mod arena;
+pub mod budget;
+pub mod buffer;
+pub mod level;
+pub mod pool;
+pub mod region;
+pub mod table;
+
+pub use budget::{Budget, BudgetSnapshot, Charge, ChargeKind, Fill, OverBudget, RefusedBy, Resize};
+pub use buffer::{Buffer, Plain};
+pub use level::Level;
+pub use pool::{Block, KvPool, PoolStats};
+pub use table::{BlockTable, BlockView};

@@ -1,0 +1,162 @@
+//! Slots of one size, cut from large mapped regions.
+//!
+//! All slots of an arena have one size, so there is no external fragmentation: any free slot serves any
+//! request. The lowest region with a free slot is used first, so that the highest ones run empty; a
+//! region whose slots are all free is unmapped, but for one that is kept against see-sawing.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ptr::NonNull;
+
+use crate::region::Region;
+
+/// Address space of one region, unless one slot is larger. Untouched pages cost nothing.
+const REGION_TARGET_BYTES: usize = if cfg!(any(miri, test)) {
+    4 * 4096
+} else {
+    64 << 20
+};
+
+/// The place of a slot: region and index within it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SlotId {
+    region: usize,
+    index: usize,
+}
+
+struct Slots {
+    memory: Region,
+    free: Vec<usize>,
+    taken: Vec<bool>,
+}
+
+/// See the module's description.
+pub(crate) struct Arena {
+    slot_bytes: usize,
+    slots_per_region: usize,
+    regions: Vec<Option<Slots>>,
+    with_free: BTreeSet<usize>,
+    taken: usize,
+}
+
+impl Arena {
+    /// An arena of slots of `slot_bytes` (a positive multiple of the page size). Maps nothing yet.
+    pub(crate) fn new(slot_bytes: usize) -> Self {
+        Self {
+            slot_bytes,
+            slots_per_region: (REGION_TARGET_BYTES / slot_bytes).max(1),
+            regions: Vec::new(),
+            with_free: BTreeSet::new(),
+            taken: 0,
+        }
+    }
+
+    pub(crate) fn slot_bytes(&self) -> usize {
+        self.slot_bytes
+    }
+
+    pub(crate) fn taken(&self) -> usize {
+        self.taken
+    }
+
+    pub(crate) fn mapped_bytes(&self) -> usize {
+        self.regions
+            .iter()
+            .flatten()
+            .map(|r| r.memory.bytes())
+            .sum()
+    }
+
+    /// Takes a slot, whose bytes are all zero.
+    pub(crate) fn take(&mut self) -> io::Result<(SlotId, NonNull<u8>)> {
+        let region = match self.with_free.first() {
+            Some(&region) => region,
+            None => self.map_region()?,
+        };
+        let slot_bytes = self.slot_bytes;
+        let slots = self.regions[region]
+            .as_mut()
+            .expect("region with free slots is mapped");
+        let index = slots.free.pop().expect("region with free slots has one");
+        slots.taken[index] = true;
+        if slots.free.is_empty() {
+            self.with_free.remove(&region);
+        }
+        self.taken += 1;
+        // SAFETY: index < slots_per_region, so the offset lies inside the region.
+        let base = unsafe { slots.memory.base().add(index * slot_bytes) };
+        Ok((SlotId { region, index }, base))
+    }
+
+    /// Puts a slot back. Its bytes are zero again and nobody refers to them.
+    pub(crate) fn put_back(&mut self, slot: SlotId) {
+        let slots = self.regions[slot.region]
+            .as_mut()
+            .expect("region of a taken slot is mapped");
+        assert!(slots.taken[slot.index], "a slot is put back once");
+        slots.taken[slot.index] = false;
+        slots.free.push(slot.index);
+        self.taken -= 1;
+        let is_empty = slots.free.len() == self.slots_per_region;
+        self.with_free.insert(slot.region);
+        if is_empty && self.with_free.len() > 1 {
+            self.with_free.remove(&slot.region);
+            self.regions[slot.region] = None;
+        }
+    }
+
+    fn map_region(&mut self) -> io::Result<usize> {
+        let memory = Region::map(self.slots_per_region * self.slot_bytes)?;
+        let slots = Slots {
+            memory,
+            free: (0..self.slots_per_region).rev().collect(),
+            taken: vec![false; self.slots_per_region],
+        };
+        let region = match self.regions.iter().position(Option::is_none) {
+            Some(hole) => hole,
+            None => {
+                self.regions.push(None);
+                self.regions.len() - 1
+            }
+        };
+        self.regions[region] = Some(slots);
+        self.with_free.insert(region);
+        Ok(region)
+    }
+
+    /// The conservation law: free + taken = total in every region, each free slot listed once, and the
+    /// count of taken slots is their number.
+    pub(crate) fn check_conservation(&self) -> Result<(), String> {
+        let mut taken = 0;
+        for (number, slots) in self.regions.iter().enumerate() {
+            let Some(slots) = slots else {
+                if self.with_free.contains(&number) {
+                    return Err(format!("unmapped region {number} is listed as free"));
+                }
+                continue;
+            };
+            let mut seen = slots.taken.clone();
+            for &index in &slots.free {
+                if std::mem::replace(&mut seen[index], true) {
+                    return Err(format!(
+                        "slot {number}/{index} is free twice, or free and taken"
+                    ));
+                }
+            }
+            if seen.contains(&false) {
+                return Err(format!("region {number} has lost a slot"));
+            }
+            if self.with_free.contains(&number) == slots.free.is_empty() {
+                return Err(format!("region {number} is on the wrong list"));
+            }
+            taken += slots.taken.iter().filter(|&&t| t).count();
+        }
+        if taken != self.taken {
+            return Err(format!(
+                "{taken} slots are taken, {} are counted",
+                self.taken
+            ));
+        }
+        Ok(())
+    }
+}
