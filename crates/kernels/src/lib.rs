@@ -1,7 +1,10 @@
 //! SIMD kernels of Neap: the only home of SIMD in the workspace.
 #![deny(missing_docs)]
 
+pub mod format;
 pub mod isa;
+pub mod matmul;
+pub mod matrix;
 pub mod pool;
 
 pub use isa::Isa;

@@ -1,0 +1,209 @@
+//! From the bytes of a quantized block to its codes, scales and minima.
+
+use super::{WeightFormat, f16_to_f32};
+
+/// Most values in a block.
+pub(crate) const MAX_BLOCK_LEN: usize = 256;
+/// Most groups in a block.
+const MAX_GROUPS: usize = 16;
+
+/// A quantized block taken apart: `value[i] = scales[g] * codes[i] - mins[g]` with
+/// `g = i / group_len`.
+pub(crate) struct DecodedBlock {
+    /// Signed codes: the format's offset is already taken off.
+    pub codes: [i8; MAX_BLOCK_LEN],
+    /// Scale of each group.
+    pub scales: [f32; MAX_GROUPS],
+    /// Minimum of each group, zero in formats without.
+    pub mins: [f32; MAX_GROUPS],
+    /// Whether the format has minima.
+    pub has_mins: bool,
+    /// Values in a group.
+    pub group_len: usize,
+}
+
+impl DecodedBlock {
+    pub fn new() -> Self {
+        DecodedBlock {
+            codes: [0; MAX_BLOCK_LEN],
+            scales: [0.0; MAX_GROUPS],
+            mins: [0.0; MAX_GROUPS],
+            has_mins: false,
+            group_len: 32,
+        }
+    }
+
+    /// Writes the block's values; `out` has the block's length.
+    pub fn values(&self, out: &mut [f32]) {
+        let groups = out.chunks_mut(self.group_len);
+        for (g, (out, codes)) in groups.zip(self.codes.chunks(self.group_len)).enumerate() {
+            let (scale, min) = (self.scales[g], self.mins[g]);
+            for (o, &code) in out.iter_mut().zip(codes) {
+                *o = scale * f32::from(code) - min;
+            }
+        }
+    }
+}
+
+fn half_at(block: &[u8], at: usize) -> f32 {
+    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
+}
+
+/// Takes a block of a quantized format apart.
+///
+/// # Panics
+/// If `format` is a float format or `block` is shorter than a block.
+pub(crate) fn decode_block(format: WeightFormat, block: &[u8], out: &mut DecodedBlock) {
+    out.has_mins = matches!(
+        format,
+        WeightFormat::Q4_1
+            | WeightFormat::Q5_1
+            | WeightFormat::Q2K
+            | WeightFormat::Q4K
+            | WeightFormat::Q5K
+    );
+    match format {
+        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => {
+            unreachable!("float formats have no codes")
+        }
+        WeightFormat::Q4_0 => {
+            one_group(out, half_at(block, 0), 0.0);
+            nibbles(&block[2..18], -8, &mut out.codes);
+        }
+        WeightFormat::Q4_1 => {
+            one_group(out, half_at(block, 0), -half_at(block, 2));
+            nibbles(&block[4..20], 0, &mut out.codes);
+        }
+        WeightFormat::Q5_0 => {
+            one_group(out, half_at(block, 0), 0.0);
+            nibbles(&block[6..22], -16, &mut out.codes);
+            fifth_bits(&block[2..6], &mut out.codes);
+        }
+        WeightFormat::Q5_1 => {
+            one_group(out, half_at(block, 0), -half_at(block, 2));
+            nibbles(&block[8..24], 0, &mut out.codes);
+            fifth_bits(&block[4..8], &mut out.codes);
+        }
+        WeightFormat::Q8_0 => {
+            one_group(out, half_at(block, 0), 0.0);
+            for (code, &byte) in out.codes.iter_mut().zip(&block[2..34]) {
+                *code = byte as i8;
+            }
+        }
+        WeightFormat::Q2K => decode_q2k(block, out),
+        WeightFormat::Q3K => decode_q3k(block, out),
+        WeightFormat::Q4K => decode_q4k(block, out),
+        WeightFormat::Q5K => decode_q5k(block, out),
+        WeightFormat::Q6K => decode_q6k(block, out),
+    }
+}
+
+fn one_group(out: &mut DecodedBlock, scale: f32, min: f32) {
+    out.group_len = 32;
+    out.scales[0] = scale;
+    out.mins[0] = min;
+}
+
+/// 16 bytes of nibbles: the low ones are values 0 to 15, the high ones 16 to 31.
+fn nibbles(bytes: &[u8], offset: i8, codes: &mut [i8]) {
+    for (i, byte) in bytes.iter().enumerate() {
+        codes[i] = (byte & 0xF) as i8 + offset;
+        codes[i + 16] = (byte >> 4) as i8 + offset;
+    }
+}
+
+/// 32 bits, one for each value.
+fn fifth_bits(bytes: &[u8], codes: &mut [i8]) {
+    for (i, code) in codes[..32].iter_mut().enumerate() {
+        *code += ((bytes[i / 8] >> (i % 8) & 1) << 4) as i8;
+    }
+}
+
+/// The 6-bit scales and minima of Q4_K and Q5_K: `(scales, mins)`.
+pub(crate) fn unpack_scales_6bit(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
+    let (mut scales, mut mins) = ([0; 8], [0; 8]);
+    for i in 0..4 {
+        let (scale, min, both) = (bytes[i], bytes[4 + i], bytes[8 + i]);
+        scales[i] = scale & 0x3F;
+        mins[i] = min & 0x3F;
+        scales[4 + i] = both & 0xF | scale >> 6 << 4;
+        mins[4 + i] = both >> 4 | min >> 6 << 4;
+    }
+    (scales, mins)
+}
+
+fn decode_q2k(block: &[u8], out: &mut DecodedBlock) {
+    let (d, dmin) = (half_at(block, 80), half_at(block, 82));
+    out.group_len = 16;
+    for (g, byte) in block[..16].iter().enumerate() {
+        out.scales[g] = d * f32::from(byte & 0xF);
+        out.mins[g] = dmin * f32::from(byte >> 4);
+    }
+    for (i, code) in out.codes.iter_mut().enumerate() {
+        let byte = block[16 + i / 128 * 32 + i % 32];
+        *code = (byte >> (i % 128 / 32 * 2) & 3) as i8;
+    }
+}
+
+fn decode_q3k(block: &[u8], out: &mut DecodedBlock) {
+    let (high, low, packed) = (&block[..32], &block[32..96], &block[96..108]);
+    let d = half_at(block, 108);
+    out.group_len = 16;
+    for g in 0..16 {
+        let four = packed[g % 8] >> (g / 8 * 4) & 0xF;
+        let two = packed[8 + g % 4] >> (g / 4 * 2) & 3;
+        out.scales[g] = d * f32::from((four | two << 4) as i8 - 32);
+        out.mins[g] = 0.0;
+    }
+    for (i, code) in out.codes.iter_mut().enumerate() {
+        let two = low[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+        let third = high[i % 32] >> (i / 32) & 1;
+        *code = (two | third << 2) as i8 - 4;
+    }
+}
+
+fn decode_q4k(block: &[u8], out: &mut DecodedBlock) {
+    scales_q4k(block, out);
+    for (pair, bytes) in block[16..144].chunks_exact(32).enumerate() {
+        for (i, byte) in bytes.iter().enumerate() {
+            out.codes[pair * 64 + i] = (byte & 0xF) as i8;
+            out.codes[pair * 64 + 32 + i] = (byte >> 4) as i8;
+        }
+    }
+}
+
+fn scales_q4k(block: &[u8], out: &mut DecodedBlock) {
+    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+    let (scales, mins) = unpack_scales_6bit(&block[4..16]);
+    out.group_len = 32;
+    for g in 0..8 {
+        out.scales[g] = d * f32::from(scales[g]);
+        out.mins[g] = dmin * f32::from(mins[g]);
+    }
+}
+
+fn decode_q5k(block: &[u8], out: &mut DecodedBlock) {
+    scales_q4k(block, out);
+    let (high, low) = (&block[16..48], &block[48..176]);
+    for (i, code) in out.codes.iter_mut().enumerate() {
+        let four = low[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 0xF;
+        let fifth = high[i % 32] >> (i / 32) & 1;
+        *code = (four | fifth << 4) as i8;
+    }
+}
+
+fn decode_q6k(block: &[u8], out: &mut DecodedBlock) {
+    let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
+    let d = half_at(block, 208);
+    out.group_len = 16;
+    for (g, &scale) in scales.iter().enumerate() {
+        out.scales[g] = d * f32::from(scale as i8);
+        out.mins[g] = 0.0;
+    }
+    for (i, code) in out.codes.iter_mut().enumerate() {
+        let (half, quarter) = (i / 128, i % 128 / 32);
+        let four = low[half * 64 + i % 64] >> (quarter / 2 * 4) & 0xF;
+        let two = high[half * 32 + i % 32] >> (quarter * 2) & 3;
+        *code = (four | two << 4) as i8 - 32;
+    }
+}
