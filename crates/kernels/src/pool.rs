@@ -343,7 +343,7 @@ impl Shared {
 
     /// Shuts the door and waits until everyone has left: a short spin, then asleep.
     fn close(&self) {
-        self.door.0.fetch_and(!OPEN, Ordering::AcqRel);
+        self.door.0.fetch_and(!OPEN, Ordering::SeqCst);
         for _ in 0..SPIN_ROUNDS {
             if self.door.0.load(Ordering::Acquire) & INSIDE_MASK == 0 {
                 return;
