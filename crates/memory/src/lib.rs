@@ -25,13 +25,17 @@
 mod arena;
 pub mod budget;
 pub mod buffer;
+pub mod hash;
 pub mod level;
 pub mod pool;
+pub mod prefix;
 pub mod region;
 pub mod table;
 
 pub use budget::{Budget, BudgetSnapshot, Charge, ChargeKind, Fill, OverBudget, RefusedBy, Resize};
 pub use buffer::{Buffer, Plain};
+pub use hash::{BlockHash, Fingerprint, Namespace};
 pub use level::Level;
 pub use pool::{Block, KvPool, PoolStats};
+pub use prefix::PrefixTree;
 pub use table::{BlockTable, BlockView};
