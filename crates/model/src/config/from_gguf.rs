@@ -1,0 +1,341 @@
+//! The configuration out of GGUF metadata.
+
+use std::path::Path;
+
+use neap_kernels::format::WeightFormat;
+
+use super::{ARCHITECTURES, ArchitectureRow, Dialect, Field, ModelConfig, RopeConfig, RopeScaling};
+use crate::gguf::{Array, GgufFile, Value};
+use crate::source::ModelFileError;
+
+const ARCHITECTURE_KEY: &str = "general.architecture";
+
+/// `general.architecture` of a file.
+pub(crate) fn architecture_name(file: &GgufFile) -> Result<&str, ModelFileError> {
+    let value = file.metadata(ARCHITECTURE_KEY);
+    value.and_then(Value::as_str).ok_or_else(|| {
+        ModelFileError::config(file.path(), ARCHITECTURE_KEY, "is missing or no string")
+    })
+}
+
+impl ModelConfig {
+    /// Reads and checks the configuration of a GGUF model. Options that show only in the tensors (biases, norms on
+    /// heads, tied embeddings) are taken from there.
+    ///
+    /// # Errors
+    /// If the architecture is not known, or a field is missing, out of range, or asks for something not supported.
+    pub fn from_gguf(file: &GgufFile) -> Result<Self, ModelFileError> {
+        let name = architecture_name(file)?;
+        let row = ARCHITECTURES.iter().find(|row| row.gguf_name == Some(name));
+        let Some(row) = row else {
+            let known: Vec<_> = ARCHITECTURES
+                .iter()
+                .filter_map(|row| row.gguf_name)
+                .collect();
+            let reason = format!(
+                "'{name}' is not supported; supported are {}",
+                known.join(", ")
+            );
+            return Err(ModelFileError::config(
+                file.path(),
+                ARCHITECTURE_KEY,
+                reason,
+            ));
+        };
+        let reader = Reader {
+            file,
+            path: file.path(),
+            architecture: name,
+        };
+        reader.refuse_unsupported()?;
+        let config = reader.config(row)?;
+        config.validate(file.path(), Dialect::Gguf(name))?;
+        Ok(config)
+    }
+}
+
+struct Reader<'a> {
+    file: &'a GgufFile,
+    path: &'a Path,
+    architecture: &'a str,
+}
+
+impl Reader<'_> {
+    fn config(&self, row: &ArchitectureRow) -> Result<ModelConfig, ModelFileError> {
+        let hidden_size = self.need(Field::HiddenSize)?;
+        let heads = self.need(Field::Heads)?;
+        let head_dim = self.head_dim(hidden_size, heads)?;
+        let kv_heads = self.size(Field::KvHeads)?.unwrap_or(heads);
+        let rope_dims = self.size(Field::RopeDims)?.unwrap_or(head_dim);
+        let default_scale = 1.0 / (head_dim as f32).sqrt();
+        Ok(ModelConfig {
+            architecture: row.architecture,
+            name: self.text("general.name"),
+            vocab_size: self.vocab_size()?,
+            hidden_size,
+            layers: self.need(Field::Layers)?,
+            heads,
+            kv_heads,
+            head_dim,
+            ffn_size: self.need(Field::FfnSize)?,
+            context_length: self.need(Field::ContextLength)?,
+            rms_eps: self.number(Field::RmsEps)?.ok_or_else(|| {
+                self.refuse(
+                    &Dialect::Gguf(self.architecture).name(Field::RmsEps),
+                    MISSING,
+                )
+            })?,
+            rope: RopeConfig {
+                base: self.number(Field::RopeBase)?.unwrap_or(10_000.0),
+                dims: rope_dims,
+                scaling: self.rope_scaling()?,
+                layout: row.gguf_rope_layout,
+            },
+            attention_scale: self.number(Field::AttentionScale)?.unwrap_or(default_scale),
+            sliding_window: self
+                .size(Field::SlidingWindow)?
+                .filter(|&tokens| tokens != 0),
+            qkv_bias: row.needs_qkv_bias || self.has("blk.0.attn_q.bias"),
+            attn_output_bias: self.has("blk.0.attn_output.bias"),
+            qk_norm: row.needs_qk_norm || self.has("blk.0.attn_q_norm.weight"),
+            tied_embeddings: !self.has("output.weight"),
+            bos: self.token("tokenizer.ggml.bos_token_id")?,
+            eos: self.end_tokens()?,
+        })
+    }
+
+    fn refuse(&self, field: &str, reason: impl Into<String>) -> ModelFileError {
+        ModelFileError::config(self.path, field, reason)
+    }
+
+    fn key(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.architecture)
+    }
+
+    fn has(&self, tensor: &str) -> bool {
+        self.file.tensor(tensor).is_some()
+    }
+
+    fn text(&self, key: &str) -> Option<String> {
+        self.file
+            .metadata(key)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    }
+
+    fn size(&self, field: Field) -> Result<Option<usize>, ModelFileError> {
+        self.size_at(&Dialect::Gguf(self.architecture).name(field))
+    }
+
+    fn need(&self, field: Field) -> Result<usize, ModelFileError> {
+        self.size(field)?
+            .ok_or_else(|| self.refuse(&Dialect::Gguf(self.architecture).name(field), MISSING))
+    }
+
+    /// A whole number. Some files give one number per layer; they are accepted if all are the same.
+    fn size_at(&self, key: &str) -> Result<Option<usize>, ModelFileError> {
+        let number = |value: &Value| match value {
+            Value::Array(Array::U32(each)) => uniform(each).map(u64::from),
+            Value::Array(Array::I32(each)) => uniform(each).and_then(|n| u64::try_from(n).ok()),
+            other => other.as_u64(),
+        };
+        let Some(value) = self.file.metadata(key) else {
+            return Ok(None);
+        };
+        let size = number(value).and_then(|size| usize::try_from(size).ok());
+        size.map(Some).ok_or_else(|| {
+            let reason = match value {
+                Value::Array(_) => "must be one number, or the same number for every layer",
+                _ => "must be a whole number that is not negative",
+            };
+            self.refuse(key, reason)
+        })
+    }
+
+    fn number(&self, field: Field) -> Result<Option<f32>, ModelFileError> {
+        self.number_at(&Dialect::Gguf(self.architecture).name(field))
+    }
+
+    fn number_at(&self, key: &str) -> Result<Option<f32>, ModelFileError> {
+        let Some(value) = self.file.metadata(key) else {
+            return Ok(None);
+        };
+        match value.as_f32() {
+            Some(number) => Ok(Some(number)),
+            None => Err(self.refuse(key, "must be a floating-point number")),
+        }
+    }
+
+    fn head_dim(&self, hidden_size: usize, heads: usize) -> Result<usize, ModelFileError> {
+        let key = Dialect::Gguf(self.architecture).name(Field::HeadDim);
+        let head_dim = match self.size_at(&key)? {
+            Some(head_dim) => head_dim,
+            None if heads == 0 || !hidden_size.is_multiple_of(heads) => {
+                let reason = format!("{heads} heads do not divide a width of {hidden_size}");
+                return Err(self.refuse(&self.key("attention.head_count"), reason));
+            }
+            None => hidden_size / heads,
+        };
+        let value_key = self.key("attention.value_length");
+        match self.size_at(&value_key)? {
+            Some(value_dim) if value_dim != head_dim => Err(self.refuse(
+                &value_key,
+                format!(
+                    "values of {value_dim} dimensions beside keys of {head_dim} are not supported"
+                ),
+            )),
+            _ => Ok(head_dim),
+        }
+    }
+
+    fn vocab_size(&self) -> Result<usize, ModelFileError> {
+        let name = "token_embd.weight";
+        let Some(embedding) = self.file.tensor(name) else {
+            return Err(ModelFileError::tensor(self.path, name, MISSING));
+        };
+        let rows = embedding.rows();
+        match self.size(Field::VocabSize)? {
+            Some(size) if size != rows => {
+                let key = Dialect::Gguf(self.architecture).name(Field::VocabSize);
+                Err(self.refuse(
+                    &key,
+                    format!("is {size}, but tensor '{name}' has {rows} rows"),
+                ))
+            }
+            _ => Ok(rows),
+        }
+    }
+
+    /// A token id; the largest number stands for none.
+    fn token(&self, key: &str) -> Result<Option<u32>, ModelFileError> {
+        match self.file.metadata(key) {
+            None => Ok(None),
+            Some(value) => match value.as_u32() {
+                Some(u32::MAX) => Ok(None),
+                Some(token) => Ok(Some(token)),
+                None => Err(self.refuse(key, "must be a token id")),
+            },
+        }
+    }
+
+    fn end_tokens(&self) -> Result<Vec<u32>, ModelFileError> {
+        let mut tokens = Vec::new();
+        for kind in ["eos", "eot", "eom"] {
+            let token = self.token(&format!("tokenizer.ggml.{kind}_token_id"))?;
+            tokens.extend(token.filter(|token| !tokens.contains(token)));
+        }
+        Ok(tokens)
+    }
+
+    fn rope_scaling(&self) -> Result<RopeScaling, ModelFileError> {
+        if let Some(divisors) = self.factors("rope_freqs.weight")? {
+            return Ok(RopeScaling::Divisors { divisors });
+        }
+        let type_key = self.key("rope.scaling.type");
+        let factor = match self.number_at(&self.key("rope.scaling.factor"))? {
+            Some(factor) => Some(factor),
+            None => self.number_at(&self.key("rope.scale_linear"))?,
+        };
+        let kind = match self.file.metadata(&type_key) {
+            None if factor.is_some_and(|factor| factor > 1.0) => "linear",
+            None => "none",
+            Some(value) => value
+                .as_str()
+                .ok_or_else(|| self.refuse(&type_key, "must be a string"))?,
+        };
+        let factor = factor.filter(|&factor| factor != 0.0).unwrap_or(1.0);
+        let attention_factor = self
+            .number_at(&self.key("rope.scaling.attn_factor"))?
+            .unwrap_or(1.0);
+        match kind {
+            "none" => self.long_rope(attention_factor),
+            "linear" => Ok(RopeScaling::Linear { factor }),
+            "yarn" => Ok(RopeScaling::Yarn {
+                factor,
+                original_context: self.original_context()?,
+                beta_fast: self
+                    .number_at(&self.key("rope.scaling.yarn_beta_fast"))?
+                    .unwrap_or(32.0),
+                beta_slow: self
+                    .number_at(&self.key("rope.scaling.yarn_beta_slow"))?
+                    .unwrap_or(1.0),
+                attention_factor: attention_factor * RopeScaling::yarn_attention_factor(factor),
+            }),
+            "longrope" => self.long_rope(attention_factor),
+            other => Err(self.refuse(&type_key, format!("'{other}' is not supported"))),
+        }
+    }
+
+    fn original_context(&self) -> Result<usize, ModelFileError> {
+        match self.size_at(&self.key("rope.scaling.original_context_length"))? {
+            Some(tokens) => Ok(tokens),
+            None => self.need(Field::ContextLength),
+        }
+    }
+
+    fn long_rope(&self, attention_factor: f32) -> Result<RopeScaling, ModelFileError> {
+        let short = self.factors("rope_factors_short.weight")?;
+        let long = self.factors("rope_factors_long.weight")?;
+        match (short, long) {
+            (Some(short), Some(long)) => Ok(RopeScaling::LongRope {
+                short,
+                long,
+                original_context: self.original_context()?,
+                attention_factor,
+            }),
+            (None, None) => Ok(RopeScaling::None),
+            _ => Err(self.refuse(
+                &self.key("rope.scaling"),
+                "only one of the tensors 'rope_factors_short.weight' and 'rope_factors_long.weight' is there",
+            )),
+        }
+    }
+
+    /// The numbers of a small F32 tensor.
+    fn factors(&self, name: &str) -> Result<Option<Vec<f32>>, ModelFileError> {
+        let Some(info) = self.file.tensor(name) else {
+            return Ok(None);
+        };
+        if info.format != WeightFormat::F32 || info.shape.len() != 1 {
+            let reason = format!(
+                "must be a list of F32, not {} of shape {:?}",
+                info.format.name(),
+                info.shape
+            );
+            return Err(ModelFileError::tensor(self.path, name, reason));
+        }
+        let (numbers, _) = self.file.tensor_data(info).as_chunks::<4>();
+        Ok(Some(
+            numbers.iter().map(|&n| f32::from_le_bytes(n)).collect(),
+        ))
+    }
+
+    fn refuse_unsupported(&self) -> Result<(), ModelFileError> {
+        let experts = self.key("expert_count");
+        if self.size_at(&experts)?.is_some_and(|count| count > 0) {
+            return Err(self.refuse(&experts, "mixtures of experts are not supported"));
+        }
+        for suffix in [
+            "attention.clamp_kqv",
+            "attention.max_alibi_bias",
+            "logit_scale",
+            "residual_scale",
+            "embedding_scale",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+        ] {
+            let key = self.key(suffix);
+            if self.number_at(&key)?.is_some_and(|value| value != 0.0) {
+                return Err(self.refuse(&key, "is not supported"));
+            }
+        }
+        Ok(())
+    }
+}
+
+const MISSING: &str = "is missing";
+
+fn uniform<T: Copy + PartialEq>(values: &[T]) -> Option<T> {
+    let first = *values.first()?;
+    values.iter().all(|&value| value == first).then_some(first)
+}

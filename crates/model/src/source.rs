@@ -1,0 +1,289 @@
+//! What the decoder loads from: a model's configuration and its tensors under canonical names, whether they lie in GGUF
+//! files or in a Hugging Face folder.
+//!
+//! The bytes stay in the mapped file. A decoder that repacks weights asks for a tensor, tells the system that it will
+//! need the next one, and that it is done with the last, so that no more than a few tensors of the file are resident.
+
+pub mod error;
+mod finite;
+mod names;
+pub mod tensor;
+
+use std::path::Path;
+
+pub use error::ModelFileError;
+pub use finite::first_non_finite;
+pub use names::{LayerTensor, TensorName};
+use neap_kernels::format::WeightFormat;
+pub use tensor::TensorInfo;
+
+use crate::config::ModelConfig;
+use crate::gguf::GgufFile;
+use crate::mmap::FileBytes;
+use names::Naming;
+
+/// A model, open for loading: every tensor that its configuration asks for is there, in the right shape.
+#[derive(Debug)]
+pub struct ModelSource {
+    config: ModelConfig,
+    container: Container,
+    /// By [`TensorName::index`]: the number of the tensor in the container.
+    located: Vec<Option<u32>>,
+    weight_bytes: u64,
+}
+
+#[derive(Debug)]
+enum Container {
+    Gguf(GgufFile),
+}
+
+/// One tensor as the decoder sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct SourceTensor<'a> {
+    /// The file, for messages.
+    pub path: &'a Path,
+    /// The name in the file, for messages.
+    pub name: &'a str,
+    /// How the values are encoded.
+    pub format: WeightFormat,
+    /// The dimensions, outermost first: `[rows, cols]` for a matrix, with `cols` contiguous.
+    pub shape: &'a [usize],
+    /// The encoded values; not aligned.
+    pub bytes: &'a [u8],
+    info: &'a TensorInfo,
+}
+
+impl SourceTensor<'_> {
+    /// The product of all dimensions but the innermost; 1 for a vector.
+    pub fn rows(&self) -> usize {
+        self.info.rows()
+    }
+
+    /// The innermost dimension.
+    pub fn cols(&self) -> usize {
+        self.info.cols()
+    }
+
+    /// The number of values.
+    pub fn len(&self) -> usize {
+        self.info.len()
+    }
+
+    /// Always false: there are no tensors without values.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Reads the whole tensor for values, or scales of quantized blocks, that are NaN or infinite.
+    ///
+    /// # Errors
+    /// If there are any; the message names the tensor and the offset in the file.
+    pub fn validate_finite(&self) -> Result<(), ModelFileError> {
+        let Some(block) = first_non_finite(self.format, self.bytes) else {
+            return Ok(());
+        };
+        let at = self.info.offset + block * self.format.block_bytes();
+        let what = if self.format.is_float() {
+            "value"
+        } else {
+            "scale of the block"
+        };
+        let reason = format!(
+            "the {what} at byte {at} is not a finite number ({})",
+            self.format.name()
+        );
+        Err(ModelFileError::tensor(self.path, self.name, reason))
+    }
+}
+
+impl ModelSource {
+    /// Opens a GGUF file (any file of a split one).
+    ///
+    /// # Errors
+    /// If the files are malformed, the architecture or an option is not supported, or a tensor is missing, misshapen
+    /// or not known.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, ModelFileError> {
+        Self::from_gguf(GgufFile::open(path)?)
+    }
+
+    /// Takes an open GGUF model.
+    ///
+    /// # Errors
+    /// As [`ModelSource::open`].
+    pub fn from_gguf(file: GgufFile) -> Result<Self, ModelFileError> {
+        let config = ModelConfig::from_gguf(&file)?;
+        Self::assemble(config, Container::Gguf(file))
+    }
+
+    fn assemble(config: ModelConfig, container: Container) -> Result<Self, ModelFileError> {
+        let located = locate(&config, &container)?;
+        let weight_bytes = located
+            .iter()
+            .flatten()
+            .map(|&i| container.tensors()[i as usize].bytes as u64)
+            .sum();
+        Ok(Self {
+            config,
+            container,
+            located,
+            weight_bytes,
+        })
+    }
+
+    /// The shape and options of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The path that was opened: the (first) GGUF file, or the folder.
+    pub fn path(&self) -> &Path {
+        self.container.path()
+    }
+
+    /// The GGUF model behind this source, if it is one: it holds the tokenizer and the chat template.
+    pub fn gguf(&self) -> Option<&GgufFile> {
+        match &self.container {
+            Container::Gguf(file) => Some(file),
+        }
+    }
+
+    /// A tensor. [`TensorName::Output`] answers with the token embedding where the two are tied.
+    ///
+    /// # Errors
+    /// If a model of this configuration has no such tensor.
+    pub fn tensor(&self, name: TensorName) -> Result<SourceTensor<'_>, ModelFileError> {
+        self.optional(name).ok_or_else(|| {
+            let name = name.in_file(self.container.naming());
+            ModelFileError::tensor(self.path(), name, "the model has no such tensor")
+        })
+    }
+
+    /// A tensor that a model of this configuration may be without.
+    pub fn optional(&self, name: TensorName) -> Option<SourceTensor<'_>> {
+        let name = match name {
+            TensorName::Output if self.config.tied_embeddings => TensorName::TokenEmbedding,
+            other => other,
+        };
+        let number = (*self.located.get(name.index())?)?;
+        let info = &self.container.tensors()[number as usize];
+        Some(SourceTensor {
+            path: self.container.file_path(info.file),
+            name: &info.name,
+            format: info.format,
+            shape: &info.shape,
+            bytes: &self.container.file_bytes(info.file)[info.range()],
+            info,
+        })
+    }
+
+    /// Bytes of all tensors that the decoder uses, as they lie in the files.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    /// Bytes of all files.
+    pub fn file_bytes(&self) -> u64 {
+        (0..self.container.file_count())
+            .map(|file| self.container.file_bytes(file).len() as u64)
+            .sum()
+    }
+
+    /// Tells the system that the tensor will be read soon, so that it may read ahead.
+    pub fn will_need(&self, tensor: &SourceTensor<'_>) {
+        let file = self.container.file_bytes(tensor.info.file);
+        file.will_need(tensor.info.range());
+    }
+
+    /// Tells the system that the tensor's pages may leave this process's memory; another read brings them back.
+    pub fn done_with(&self, tensor: &SourceTensor<'_>) {
+        let file = self.container.file_bytes(tensor.info.file);
+        file.done_with(tensor.info.range());
+    }
+}
+
+impl Container {
+    fn naming(&self) -> Naming {
+        match self {
+            Self::Gguf(_) => Naming::Gguf,
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Gguf(file) => file.path(),
+        }
+    }
+
+    fn tensors(&self) -> &[TensorInfo] {
+        match self {
+            Self::Gguf(file) => file.tensors(),
+        }
+    }
+
+    fn tensor_number(&self, name: &str) -> Option<usize> {
+        match self {
+            Self::Gguf(file) => file.tensor_number(name),
+        }
+    }
+
+    fn file_count(&self) -> usize {
+        match self {
+            Self::Gguf(file) => file.file_count(),
+        }
+    }
+
+    fn file_path(&self, file: usize) -> &Path {
+        match self {
+            Self::Gguf(gguf) => gguf.file_path(file),
+        }
+    }
+
+    fn file_bytes(&self, file: usize) -> &FileBytes {
+        match self {
+            Self::Gguf(gguf) => gguf.file_bytes(file),
+        }
+    }
+}
+
+/// Finds every tensor that the configuration asks for, checks its shape, and refuses tensors that it does not know:
+/// leaving one out would give wrong results without a word.
+fn locate(config: &ModelConfig, container: &Container) -> Result<Vec<Option<u32>>, ModelFileError> {
+    let naming = container.naming();
+    let mut used = vec![false; container.tensors().len()];
+    let mut located = Vec::new();
+    for name in TensorName::all(config) {
+        let file_name = name.in_file(naming);
+        let Some(number) = container.tensor_number(&file_name) else {
+            let reason = "is missing";
+            return Err(ModelFileError::tensor(container.path(), file_name, reason));
+        };
+        let info = &container.tensors()[number];
+        let expected = name.shape(config);
+        if info.shape != expected {
+            let reason = format!("has the shape {:?}, not {expected:?}", info.shape);
+            let path = container.file_path(info.file);
+            return Err(ModelFileError::tensor(path, file_name, reason));
+        }
+        used[number] = true;
+        // Grown tensor by tensor, so that a false number of layers costs nothing.
+        let index = name.index();
+        if located.len() <= index {
+            located.resize(index + 1, None);
+        }
+        located[index] = Some(number as u32);
+    }
+    let unknown = container
+        .tensors()
+        .iter()
+        .zip(used)
+        .find(|(info, used)| !used && !names::is_harmless(&info.name, config));
+    if let Some((info, _)) = unknown {
+        let reason = format!(
+            "is not known for the architecture {:?} with these options",
+            config.architecture
+        );
+        let path = container.file_path(info.file);
+        return Err(ModelFileError::tensor(path, &info.name, reason));
+    }
+    Ok(located)
+}
