@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::source::ModelFileError;
 pub(crate) use field::{Dialect, Field};
 pub(crate) use from_gguf::architecture_name;
+pub(crate) use from_hf::{HfConfigFiles, model_type};
 
 /// A family of models that differ only in numbers and options: a row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]

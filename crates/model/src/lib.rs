@@ -4,6 +4,8 @@
 pub mod chat;
 pub mod config;
 pub mod gguf;
+pub mod inspect;
 pub mod mmap;
+pub mod safetensors;
 pub mod source;
 pub mod tokenizer;

@@ -5,6 +5,7 @@
 //! need the next one, and that it is done with the last, so that no more than a few tensors of the file are resident.
 
 pub mod error;
+mod fingerprint;
 mod finite;
 mod names;
 pub mod tensor;
@@ -12,14 +13,16 @@ pub mod tensor;
 use std::path::Path;
 
 pub use error::ModelFileError;
+pub use fingerprint::Fingerprint;
 pub use finite::first_non_finite;
 pub use names::{LayerTensor, TensorName};
 use neap_kernels::format::WeightFormat;
 pub use tensor::TensorInfo;
 
 use crate::config::ModelConfig;
-use crate::gguf::GgufFile;
+use crate::gguf::{GgufFile, Value};
 use crate::mmap::FileBytes;
+use crate::safetensors::HfFolder;
 use names::Naming;
 
 /// A model, open for loading: every tensor that its configuration asks for is there, in the right shape.
@@ -35,6 +38,7 @@ pub struct ModelSource {
 #[derive(Debug)]
 enum Container {
     Gguf(GgufFile),
+    HuggingFace(HfFolder),
 }
 
 /// One tensor as the decoder sees it.
@@ -97,13 +101,37 @@ impl SourceTensor<'_> {
 }
 
 impl ModelSource {
-    /// Opens a GGUF file (any file of a split one).
+    /// Opens a GGUF file (any file of a split one), or a Hugging Face folder (or its `config.json` or safetensors file).
     ///
     /// # Errors
     /// If the files are malformed, the architecture or an option is not supported, or a tensor is missing, misshapen
     /// or not known.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ModelFileError> {
-        Self::from_gguf(GgufFile::open(path)?)
+        let path = path.as_ref();
+        match Self::folder_of(path) {
+            Some(folder) => Self::from_folder(HfFolder::open(folder)?),
+            None => Self::from_gguf(GgufFile::open(path)?),
+        }
+    }
+
+    /// The Hugging Face folder that is meant by `path`, if it does not mean a GGUF file.
+    pub(crate) fn folder_of(path: &Path) -> Option<&Path> {
+        if path.is_dir() {
+            return Some(path);
+        }
+        match path.extension()?.to_str()? {
+            "json" | "safetensors" => path.parent(),
+            _ => None,
+        }
+    }
+
+    /// Takes an open Hugging Face folder.
+    ///
+    /// # Errors
+    /// As [`ModelSource::open`].
+    pub fn from_folder(folder: HfFolder) -> Result<Self, ModelFileError> {
+        let config = folder.config()?;
+        Self::assemble(config, Container::HuggingFace(folder))
     }
 
     /// Takes an open GGUF model.
@@ -144,7 +172,38 @@ impl ModelSource {
     pub fn gguf(&self) -> Option<&GgufFile> {
         match &self.container {
             Container::Gguf(file) => Some(file),
+            Container::HuggingFace(_) => None,
         }
+    }
+
+    /// The Hugging Face folder behind this source, if it is one.
+    pub fn folder(&self) -> Option<&HfFolder> {
+        match &self.container {
+            Container::Gguf(_) => None,
+            Container::HuggingFace(folder) => Some(folder),
+        }
+    }
+
+    /// The text of the model's chat template, if it has one.
+    ///
+    /// # Errors
+    /// If it cannot be read from the folder.
+    pub fn chat_template(&self) -> Result<Option<String>, ModelFileError> {
+        match &self.container {
+            Container::Gguf(file) => {
+                let template = file.metadata("tokenizer.chat_template");
+                Ok(template.and_then(Value::as_str).map(str::to_owned))
+            }
+            Container::HuggingFace(folder) => folder.chat_template(),
+        }
+    }
+
+    /// What tells this model from every other: see [`Fingerprint`].
+    ///
+    /// # Errors
+    /// If `tokenizer.json` of a folder cannot be read.
+    pub fn fingerprint(&self) -> Result<Fingerprint, ModelFileError> {
+        fingerprint::of(&self.container)
     }
 
     /// A tensor. [`TensorName::Output`] answers with the token embedding where the two are tied.
@@ -205,42 +264,56 @@ impl Container {
     fn naming(&self) -> Naming {
         match self {
             Self::Gguf(_) => Naming::Gguf,
+            Self::HuggingFace(_) => Naming::HuggingFace,
         }
     }
 
     fn path(&self) -> &Path {
         match self {
             Self::Gguf(file) => file.path(),
+            Self::HuggingFace(folder) => folder.path(),
         }
     }
 
     fn tensors(&self) -> &[TensorInfo] {
         match self {
             Self::Gguf(file) => file.tensors(),
+            Self::HuggingFace(folder) => folder.weights().tensors(),
         }
     }
 
     fn tensor_number(&self, name: &str) -> Option<usize> {
         match self {
             Self::Gguf(file) => file.tensor_number(name),
+            Self::HuggingFace(folder) => folder.weights().tensor_number(name),
+        }
+    }
+
+    fn header_bytes(&self, file: usize) -> &[u8] {
+        match self {
+            Self::Gguf(gguf) => gguf.header_bytes(file),
+            Self::HuggingFace(folder) => folder.weights().header_bytes(file),
         }
     }
 
     fn file_count(&self) -> usize {
         match self {
             Self::Gguf(file) => file.file_count(),
+            Self::HuggingFace(folder) => folder.weights().file_count(),
         }
     }
 
     fn file_path(&self, file: usize) -> &Path {
         match self {
             Self::Gguf(gguf) => gguf.file_path(file),
+            Self::HuggingFace(folder) => folder.weights().file_path(file),
         }
     }
 
     fn file_bytes(&self, file: usize) -> &FileBytes {
         match self {
             Self::Gguf(gguf) => gguf.file_bytes(file),
+            Self::HuggingFace(folder) => folder.weights().file_bytes(file),
         }
     }
 }

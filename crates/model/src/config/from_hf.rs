@@ -48,8 +48,10 @@ struct RawConfig {
 /// `rope_scaling` or `rope_parameters`.
 #[derive(Clone, Debug, Default, Deserialize)]
 struct RawRope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The older name of `rope_type`; some files give both.
+    #[serde(rename = "type")]
+    old_type: Option<String>,
     rope_theta: Option<f32>,
     partial_rotary_factor: Option<f32>,
     factor: Option<f32>,
@@ -90,11 +92,8 @@ impl ModelConfig {
         has_tensor: &dyn Fn(&str) -> bool,
     ) -> Result<Self, ModelFileError> {
         let path = files.path;
+        let model_type = model_type(path, files.config)?;
         let raw: RawConfig = parse(path, files.config)?;
-        let model_type = raw
-            .model_type
-            .as_deref()
-            .ok_or_else(|| ModelFileError::config(path, "model_type", MISSING))?;
         let row = ARCHITECTURES.iter().find(|row| row.hf_name == model_type);
         let row = row.ok_or_else(|| {
             let known: Vec<_> = ARCHITECTURES.iter().map(|row| row.hf_name).collect();
@@ -118,6 +117,19 @@ impl ModelConfig {
         config.validate(path, Dialect::HuggingFace)?;
         Ok(config)
     }
+}
+
+/// `model_type` of a `config.json`.
+pub(crate) fn model_type(path: &Path, contents: &[u8]) -> Result<String, ModelFileError> {
+    // Apart from the rest, which an unknown architecture may write in other ways.
+    #[derive(Deserialize)]
+    struct Typed {
+        model_type: Option<String>,
+    }
+    let typed: Typed = parse(path, contents)?;
+    typed
+        .model_type
+        .ok_or_else(|| ModelFileError::config(path, "model_type", MISSING))
 }
 
 /// Parses JSON; the message names line and column.
@@ -152,6 +164,7 @@ impl Reader<'_> {
             None => hidden_size / heads,
         };
         let context_length = need(Field::ContextLength, raw.max_position_embeddings)?;
+        let biased = raw.attention_bias == Some(true);
         Ok(ModelConfig {
             architecture: row.architecture,
             name: raw.name.clone().filter(|name| !name.is_empty()),
@@ -169,8 +182,8 @@ impl Reader<'_> {
             rope: self.rope(head_dim, context_length)?,
             attention_scale: 1.0 / (head_dim as f32).sqrt(),
             sliding_window: self.sliding_window()?,
-            qkv_bias: row.needs_qkv_bias || has_tensor("self_attn.q_proj.bias"),
-            attn_output_bias: has_tensor("self_attn.o_proj.bias"),
+            qkv_bias: row.needs_qkv_bias || biased || has_tensor("self_attn.q_proj.bias"),
+            attn_output_bias: biased || has_tensor("self_attn.o_proj.bias"),
             qk_norm: row.needs_qk_norm || has_tensor("self_attn.q_norm.weight"),
             tied_embeddings: raw.tie_word_embeddings.unwrap_or(false),
             bos: tokens(self.path, "bos_token_id", raw.bos_token_id.as_ref())?
@@ -273,7 +286,8 @@ impl Reader<'_> {
             value.ok_or_else(|| self.refuse(&format!("rope_scaling.{name}"), MISSING))
         };
         let original_context = raw.original_max_position_embeddings;
-        match raw.rope_type.as_deref().unwrap_or("default") {
+        let kind = raw.rope_type.as_deref().or(raw.old_type.as_deref());
+        match kind.unwrap_or("default") {
             "default" => Ok(RopeScaling::None),
             "linear" => Ok(RopeScaling::Linear {
                 factor: need("factor", raw.factor)?,
