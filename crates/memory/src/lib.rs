@@ -29,6 +29,7 @@ pub mod hash;
 pub mod level;
 pub mod pool;
 pub mod prefix;
+pub mod pressure;
 pub mod region;
 pub mod table;
 
@@ -38,4 +39,5 @@ pub use hash::{BlockHash, Fingerprint, Namespace};
 pub use level::Level;
 pub use pool::{Block, KvPool, PoolStats};
 pub use prefix::PrefixTree;
+pub use pressure::{DefaultBudget, default_budget};
 pub use table::{BlockTable, BlockView};
