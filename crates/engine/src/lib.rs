@@ -1,1 +1,18 @@
-//! Engine of Neap.
+//! Requests to tokens: admission, scheduling and sampling.
+//!
+//! A request goes through [`Engine::submit`] (admission), [`schedule::plan`] (what the next step
+//! computes), the decoder's forward pass and [`sampling::Sampler`] (which token comes next), and
+//! comes back as [`Event`]s.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod engine;
+pub mod request;
+pub mod sampling;
+pub mod schedule;
+mod sequence;
+pub mod stop;
+
+pub use engine::{Engine, EngineConfig};
+pub use request::{AdmissionError, Event, FinishReason, Request, RequestId, TokenLogprob, Usage};
+pub use sampling::{SamplingError, SamplingParams};

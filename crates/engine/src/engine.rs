@@ -1,0 +1,273 @@
+//! The engine: takes requests in, computes steps, gives tokens out.
+//!
+//! No threads, clocks or I/O of its own: whoever drives it calls [`Engine::step`] until it is idle.
+
+use neap_memory::{BlockTable, Budget, ChargeKind, KvPool};
+use neap_model::decoder::{Decoder, LogitsWanted, SequenceChunk};
+use neap_model::tokenizer::Tokenizer;
+
+use crate::request::{AdmissionError, Event, FinishReason, Request, RequestId};
+use crate::schedule::{self, Candidate, Plan, Snapshot};
+use crate::sequence::{Limits, Sequence};
+
+/// Limits of an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// Tokens that one step computes at most, over all sequences.
+    pub batch_tokens: usize,
+    /// Sequences that run at once at most.
+    pub max_running: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self { batch_tokens: 512, max_running: 32 }
+    }
+}
+
+/// Many generations on one decoder inside one budget.
+pub struct Engine<D> {
+    decoder: D,
+    tokenizer: Option<Tokenizer>,
+    stop_ids: Vec<u32>,
+    budget: Budget,
+    kv: KvPool,
+    config: EngineConfig,
+    /// Both in order of rank.
+    running: Vec<Sequence>,
+    waiting: Vec<Sequence>,
+    next_id: u64,
+    steps: u64,
+}
+
+impl<D: Decoder> Engine<D> {
+    /// `kv` must hand out blocks of the decoder's size, charged to `budget`. Without a tokenizer,
+    /// events carry no text and only `Request::stop_ids` end a generation.
+    ///
+    /// # Panics
+    /// If a limit of `config` is zero or over the decoder's.
+    pub fn new(decoder: D, tokenizer: Option<Tokenizer>, budget: Budget, kv: KvPool, config: EngineConfig) -> Self {
+        let limits = decoder.limits();
+        assert!((1..=limits.batch_tokens).contains(&config.batch_tokens), "batch_tokens out of range");
+        assert!((1..=limits.logit_rows).contains(&config.max_running), "max_running out of range");
+        let stop_ids = tokenizer.as_ref().map_or_else(Vec::new, |t| t.stop_ids().to_vec());
+        Self {
+            decoder,
+            tokenizer,
+            stop_ids,
+            budget,
+            kv,
+            config,
+            running: Vec::new(),
+            waiting: Vec::new(),
+            next_id: 0,
+            steps: 0,
+        }
+    }
+
+    /// Takes a request in, or says why it can never run. It waits until there is room.
+    pub fn submit(&mut self, request: Request) -> Result<RequestId, AdmissionError> {
+        self.check(&request)?;
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        let sequence = Sequence::new(id, request, BlockTable::new(&self.kv), self.tokenizer.as_ref());
+        self.enqueue(sequence);
+        Ok(id)
+    }
+
+    fn check(&self, request: &Request) -> Result<(), AdmissionError> {
+        let prompt_tokens = request.prompt.len();
+        if prompt_tokens == 0 {
+            return Err(AdmissionError::EmptyPrompt);
+        }
+        let vocab_size = self.decoder.vocab_size();
+        if let Some(position) = request.prompt.iter().position(|&id| id as usize >= vocab_size) {
+            return Err(AdmissionError::UnknownToken { id: request.prompt[position], position, vocab_size });
+        }
+        let context_tokens = self.decoder.context_tokens();
+        if prompt_tokens >= context_tokens {
+            return Err(AdmissionError::PromptTooLong { prompt_tokens, context_tokens });
+        }
+        request.sampling.validate(vocab_size)?;
+        // The last new token is never computed: its keys and values take no room.
+        let new_tokens = request.max_new_tokens.unwrap_or(1).saturating_sub(1);
+        self.check_fits((prompt_tokens + new_tokens).min(context_tokens))
+    }
+
+    fn check_fits(&self, tokens: usize) -> Result<(), AdmissionError> {
+        let block_bytes = self.kv.charged_block_bytes();
+        let needed_bytes = tokens.div_ceil(self.kv.block_tokens()) as u64 * block_bytes;
+        let other = self.budget.charged().saturating_sub(self.budget.snapshot().of_kind(ChargeKind::Kv));
+        let limit_bytes = self.budget.limit();
+        let free_bytes = limit_bytes.saturating_sub(other);
+        if needed_bytes <= free_bytes {
+            return Ok(());
+        }
+        let fitting_tokens = (free_bytes / block_bytes) as usize * self.kv.block_tokens();
+        Err(AdmissionError::DoesNotFit { tokens, needed_bytes, free_bytes, limit_bytes, fitting_tokens })
+    }
+
+    fn enqueue(&mut self, sequence: Sequence) {
+        let at = self.waiting.partition_point(|other| other.rank() < sequence.rank());
+        self.waiting.insert(at, sequence);
+    }
+
+    /// Takes a request back; its blocks are free at once. `None` if it is not here.
+    pub fn cancel(&mut self, id: RequestId) -> Option<Event> {
+        for queue in [&mut self.running, &mut self.waiting] {
+            if let Some(at) = queue.iter().position(|s| s.id == id) {
+                return Some(queue.remove(at).finished(FinishReason::Cancelled));
+            }
+        }
+        None
+    }
+
+    /// Nothing runs and nothing waits.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Sequences that hold blocks, and those that wait.
+    pub fn load(&self) -> (usize, usize) {
+        (self.running.len(), self.waiting.len())
+    }
+
+    /// Steps computed so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The decoder.
+    pub fn decoder(&self) -> &D {
+        &self.decoder
+    }
+
+    /// The blocks.
+    pub fn kv(&self) -> &KvPool {
+        &self.kv
+    }
+
+    /// The budget.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// Computes one batch and gives what came of it. An idle engine gives nothing.
+    pub fn step(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        if self.is_idle() {
+            return events;
+        }
+        self.steps += 1;
+        let plan = self.plan();
+        if let Some(index) = plan.starved {
+            self.starve(index, &mut events);
+            return events;
+        }
+        let chunks = self.rearrange(&plan);
+        let chunks = self.reserve(chunks);
+        self.compute(&chunks, &mut events);
+        events
+    }
+
+    fn plan(&self) -> Plan {
+        let block_bytes = self.kv.charged_block_bytes();
+        let (limit, charged) = (self.budget.limit(), self.budget.charged());
+        let candidates = |queue: &[Sequence]| queue.iter().map(Sequence::candidate).collect::<Vec<Candidate>>();
+        let plan = schedule::plan(&Snapshot {
+            running: &candidates(&self.running),
+            waiting: &candidates(&self.waiting),
+            free_blocks: (limit.saturating_sub(charged) / block_bytes) as usize,
+            deficit_blocks: charged.saturating_sub(limit).div_ceil(block_bytes) as usize,
+            block_tokens: self.kv.block_tokens(),
+            batch_tokens: self.config.batch_tokens,
+            max_running: self.config.max_running,
+        });
+        tracing::trace!(?plan, "planned a step");
+        plan
+    }
+
+    fn starve(&mut self, index: usize, events: &mut Vec<Event>) {
+        let queue = if self.running.is_empty() { &mut self.waiting } else { &mut self.running };
+        let sequence = queue.remove(index);
+        let reason = FinishReason::OutOfBudget {
+            needed_bytes: self.kv.charged_block_bytes(),
+            available_bytes: self.budget.available(),
+        };
+        events.push(sequence.finished(reason));
+    }
+
+    /// Carries out admissions and preemptions; gives the chunks as ids, since indices change.
+    fn rearrange(&mut self, plan: &Plan) -> Vec<(RequestId, usize)> {
+        self.running.extend(self.waiting.drain(..plan.admit));
+        let chunks = plan.chunks.iter().map(|&(i, tokens)| (self.running[i].id, tokens)).collect();
+        for &index in plan.preempt.iter().rev() {
+            let mut sequence = self.running.remove(index);
+            tracing::debug!(request = sequence.id.0, tokens = sequence.table.len_tokens(), "preempted");
+            sequence.preempt();
+            self.enqueue(sequence);
+        }
+        self.running.sort_by_key(Sequence::rank);
+        chunks
+    }
+
+    /// Room for every chunk; one that finds none after all (the budget changed meanwhile) sits this
+    /// step out.
+    fn reserve(&mut self, chunks: Vec<(RequestId, usize)>) -> Vec<(usize, usize)> {
+        let mut reserved = Vec::with_capacity(chunks.len());
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            let Some(&(_, tokens)) = chunks.iter().find(|(id, _)| *id == sequence.id) else { continue };
+            match sequence.table.reserve(tokens) {
+                Ok(()) => reserved.push((index, tokens)),
+                Err(why) => tracing::debug!(request = sequence.id.0, %why, "no room in this step"),
+            }
+        }
+        reserved
+    }
+
+    fn compute(&mut self, chunks: &[(usize, usize)], events: &mut Vec<Event>) {
+        let mut batch: Vec<SequenceChunk<'_>> = Vec::with_capacity(chunks.len());
+        let mut wants_token: Vec<bool> = Vec::with_capacity(chunks.len());
+        let mut next = chunks.iter().peekable();
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            let Some(&&(chunk_index, tokens)) = next.peek() else { break };
+            if chunk_index != index {
+                continue;
+            }
+            next.next();
+            let last = sequence.candidate().pending_tokens == tokens;
+            wants_token.push(last);
+            let (tokens, table) = sequence.chunk(tokens);
+            let logits = if last { LogitsWanted::Last } else { LogitsWanted::None };
+            batch.push(SequenceChunk { tokens, table, logits });
+        }
+        if batch.is_empty() {
+            return;
+        }
+        let vocab_size = self.decoder.vocab_size();
+        let limits = Limits { context_tokens: self.decoder.context_tokens(), stop_ids: &self.stop_ids };
+        let mut finished: Vec<(usize, FinishReason)> = Vec::new();
+        match self.decoder.forward(&mut batch) {
+            Ok(logits) => {
+                let mut rows = logits.chunks_exact_mut(vocab_size);
+                for (&(index, _), &wanted) in chunks.iter().zip(&wants_token) {
+                    if !wanted {
+                        continue;
+                    }
+                    let row = rows.next().expect("one row of logits for each sequence that wants one");
+                    if let Some(reason) = self.running[index].next_token(row, &limits, events) {
+                        finished.push((index, reason));
+                    }
+                }
+            }
+            Err(why) => {
+                tracing::error!(%why, "the forward pass failed");
+                finished.extend(chunks.iter().map(|&(i, _)| (i, FinishReason::Failed(why.to_string()))));
+            }
+        }
+        for (index, reason) in finished.into_iter().rev() {
+            let sequence = self.running.remove(index);
+            events.push(sequence.finished(reason));
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The engine on a fake decoder, whose next token is a hash of every token that it reads back from
+//! the KV blocks: a wrong, stale or lost block changes what follows.
+
+use std::collections::HashMap;
+
+use neap_engine::{AdmissionError, Engine, EngineConfig, Event, FinishReason, Request, RequestId, Usage};
+use neap_memory::{Budget, KvPool};
+use neap_model::decoder::{Decoder, DecoderLimits, SequenceChunk, StepError};
+use proptest::prelude::*;
+
+const BLOCK_TOKENS: usize = 4;
+/// Whole pages, so that a block is charged what it holds.
+const BLOCK_BYTES: usize = 65_536;
+const VOCAB: usize = 97;
+
+struct FakeDecoder {
+    logits: Vec<f32>,
+    limits: DecoderLimits,
+    fail_at: Option<u32>,
+}
+
+impl FakeDecoder {
+    fn new() -> Self {
+        let limits = DecoderLimits { batch_tokens: 512, logit_rows: 32 };
+        Self { logits: Vec::new(), limits, fail_at: None }
+    }
+}
+
+/// What the fake model says after `tokens`.
+fn next_token(tokens: impl Iterator<Item = u32>) -> u32 {
+    let hash = tokens.fold(0xcbf2_9ce4_8422_2325_u64, |h, t| (h ^ u64::from(t)).wrapping_mul(0x100_0000_01b3));
+    (hash >> 33) as u32 % VOCAB as u32
+}
+
+impl Decoder for FakeDecoder {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn context_tokens(&self) -> usize {
+        200
+    }
+
+    fn limits(&self) -> DecoderLimits {
+        self.limits
+    }
+
+    fn forward(&mut self, batch: &mut [SequenceChunk<'_>]) -> Result<&mut [f32], StepError> {
+        self.logits.clear();
+        let total: usize = batch.iter().map(|c| c.tokens.len()).sum();
+        assert!(total <= self.limits.batch_tokens);
+        for chunk in batch.iter_mut() {
+            let start = chunk.table.len_tokens();
+            for (i, &token) in chunk.tokens.iter().enumerate() {
+                if self.fail_at == Some(token) {
+                    return Err(StepError::UnknownToken { id: token, vocab_size: VOCAB });
+                }
+                let (block, slot) = ((start + i) / BLOCK_TOKENS, (start + i) % BLOCK_TOKENS);
+                chunk.table.block_mut(block)[slot * 4..slot * 4 + 4].copy_from_slice(&token.to_le_bytes());
+            }
+            let end = start + chunk.tokens.len();
+            let read = (0..end).map(|i| {
+                let bytes = &chunk.table.block(i / BLOCK_TOKENS)[i % BLOCK_TOKENS * 4..][..4];
+                u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+            });
+            let next = next_token(read);
+            for _ in 0..chunk.logits.rows(chunk.tokens.len()) {
+                let first = self.logits.len();
+                self.logits.resize(first + VOCAB, 0.0);
+                self.logits[first + next as usize] = 1.0;
+            }
+            chunk.table.advance(chunk.tokens.len());
+        }
+        Ok(&mut self.logits)
+    }
+}
+
+/// What a lone generation gives: the truth for every test.
+fn expected(prompt: &[u32], n: usize) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..n {
+        tokens.push(next_token(tokens.iter().copied()));
+    }
+    tokens.split_off(prompt.len())
+}
+
+fn engine(blocks: usize, config: EngineConfig) -> Engine<FakeDecoder> {
+    let budget = Budget::new((blocks * BLOCK_BYTES) as u64);
+    let kv = KvPool::new(&budget, BLOCK_BYTES, BLOCK_TOKENS);
+    Engine::new(FakeDecoder::new(), None, budget, kv, config)
+}
+
+fn request(prompt: &[u32], n: usize) -> Request {
+    Request { prompt: prompt.to_vec(), max_new_tokens: Some(n), ..Request::default() }
+}
+
+#[derive(Default)]
+struct Results {
+    tokens: HashMap<RequestId, Vec<u32>>,
+    finished: HashMap<RequestId, (FinishReason, Usage)>,
+}
+
+impl Results {
+    fn take(&mut self, events: Vec<Event>) {
+        for event in events {
+            match event {
+                Event::Token { request, id, .. } => self.tokens.entry(request).or_default().push(id),
+                Event::Finished { request, reason, usage, .. } => {
+                    assert!(self.finished.insert(request, (reason, usage)).is_none(), "finished twice");
+                }
+            }
+        }
+    }
+}
+
+fn run(engine: &mut Engine<FakeDecoder>) -> Results {
+    let mut results = Results::default();
+    for _ in 0..20_000 {
+        if engine.is_idle() {
+            assert_eq!(engine.budget().charged(), 0, "an idle engine holds no block");
+            return results;
+        }
+        results.take(engine.step());
+    }
+    panic!("the engine does not come to an end");
+}
+
+#[test]
+fn many_sequences_together_give_what_each_gives_alone() {
+    let mut engine = engine(1000, EngineConfig { batch_tokens: 16, max_running: 8 });
+    let prompts: Vec<Vec<u32>> = (1..12).map(|i| (0..i * 3).map(|t| (t * i) as u32 % 97).collect()).collect();
+    let ids: Vec<RequestId> = prompts.iter().map(|p| engine.submit(request(p, 20)).unwrap()).collect();
+    let results = run(&mut engine);
+    for (prompt, id) in prompts.iter().zip(&ids) {
+        assert_eq!(results.tokens[id], expected(prompt, 20));
+        assert_eq!(results.finished[id].0, FinishReason::Length);
+    }
+}
+
+#[test]
+fn a_tight_budget_preempts_and_loses_nothing() {
+    let mut engine = engine(12, EngineConfig { batch_tokens: 16, max_running: 8 });
+    let prompts: Vec<Vec<u32>> = (0..6).map(|i| vec![i; 5]).collect();
+    let ids: Vec<RequestId> = prompts.iter().map(|p| engine.submit(request(p, 30)).unwrap()).collect();
+    let results = run(&mut engine);
+    for (prompt, id) in prompts.iter().zip(&ids) {
+        assert_eq!(results.tokens[id], expected(prompt, 30));
+    }
+    let recomputed: usize = results.finished.values().map(|(_, usage)| usage.recomputed_tokens).sum();
+    assert!(recomputed > 0, "the test is meant to preempt");
+}
+
+#[test]
+fn a_shrinking_budget_fails_nothing() {
+    let mut engine = engine(40, EngineConfig { batch_tokens: 16, max_running: 8 });
+    let prompts: Vec<Vec<u32>> = (0..4).map(|i| vec![i; 9]).collect();
+    let ids: Vec<RequestId> = prompts.iter().map(|p| engine.submit(request(p, 25)).unwrap()).collect();
+    let mut results = Results::default();
+    for _ in 0..10 {
+        results.take(engine.step());
+    }
+    engine.budget().set_limit((10 * BLOCK_BYTES) as u64);
+    for _ in 0..2 {
+        results.take(engine.step());
+    }
+    assert!(engine.budget().charged() <= engine.budget().limit());
+    let rest = run(&mut engine);
+    for (prompt, id) in prompts.iter().zip(&ids) {
+        let all: Vec<u32> = [&results.tokens, &rest.tokens].iter().filter_map(|t| t.get(id)).flatten().copied().collect();
+        assert_eq!(all, expected(prompt, 25));
+    }
+}
+
+#[test]
+fn what_can_never_fit_is_refused_with_the_figures() {
+    let mut engine = engine(4, EngineConfig::default());
+    let refused = engine.submit(request(&[1; 10], 20)).unwrap_err();
+    let AdmissionError::DoesNotFit { tokens, needed_bytes, free_bytes, fitting_tokens, .. } = refused else {
+        panic!("{refused}");
+    };
+    assert_eq!((tokens, needed_bytes, free_bytes), (29, 8 * 65_536, 4 * 65_536));
+    assert_eq!(fitting_tokens, 16);
+}
+
+#[test]
+fn an_open_end_stops_with_a_reason_when_the_budget_is_used_up() {
+    let mut engine = engine(4, EngineConfig::default());
+    let id = engine.submit(Request { max_new_tokens: None, ..request(&[1; 10], 0) }).unwrap();
+    let results = run(&mut engine);
+    assert!(matches!(results.finished[&id].0, FinishReason::OutOfBudget { .. }), "{:?}", results.finished[&id]);
+    assert_eq!(results.tokens[&id], expected(&[1; 10], 7), "16 tokens are computed, one more is known");
+}
+
+#[test]
+fn the_context_ends_a_generation() {
+    let mut engine = engine(1000, EngineConfig::default());
+    let id = engine.submit(Request { max_new_tokens: None, ..request(&[3; 10], 0) }).unwrap();
+    let results = run(&mut engine);
+    assert_eq!(results.finished[&id].0, FinishReason::ContextFull);
+    assert_eq!(results.tokens[&id].len(), 190);
+}
+
+#[test]
+fn refuses_what_makes_no_sense() {
+    let mut engine = engine(100, EngineConfig::default());
+    assert_eq!(engine.submit(request(&[], 1)), Err(AdmissionError::EmptyPrompt));
+    let unknown = engine.submit(request(&[1, 97], 1)).unwrap_err();
+    assert!(unknown.to_string().contains("token 97 at position 1"), "{unknown}");
+    let long = engine.submit(request(&[1; 200], 1)).unwrap_err();
+    assert!(matches!(long, AdmissionError::PromptTooLong { prompt_tokens: 200, context_tokens: 200 }));
+}
+
+#[test]
+fn cancelling_frees_the_blocks_at_once() {
+    let mut engine = engine(100, EngineConfig::default());
+    let id = engine.submit(request(&[1; 10], 50)).unwrap();
+    engine.step();
+    assert!(engine.budget().charged() > 0);
+    let event = engine.cancel(id).unwrap();
+    assert!(matches!(event, Event::Finished { reason: FinishReason::Cancelled, .. }));
+    assert_eq!(engine.budget().charged(), 0);
+    assert!(engine.cancel(id).is_none());
+    assert!(engine.is_idle());
+}
+
+#[test]
+fn a_failed_step_ends_its_requests_and_not_the_engine() {
+    let mut engine = engine(100, EngineConfig::default());
+    let decoder = FakeDecoder { fail_at: Some(66), ..FakeDecoder::new() };
+    let kv = KvPool::new(engine.budget(), BLOCK_BYTES, BLOCK_TOKENS);
+    engine = Engine::new(decoder, None, engine.budget().clone(), kv, EngineConfig::default());
+    let bad = engine.submit(request(&[66], 5)).unwrap();
+    let results = run(&mut engine);
+    assert!(matches!(results.finished[&bad].0, FinishReason::Failed(_)));
+    let good = engine.submit(request(&[1, 2], 5)).unwrap();
+    assert_eq!(run(&mut engine).finished[&good].0, FinishReason::Length);
+}
+
+#[test]
+fn a_higher_priority_runs_first() {
+    let mut engine = engine(100, EngineConfig { batch_tokens: 16, max_running: 1 });
+    let low = engine.submit(request(&[1; 4], 5)).unwrap();
+    let high = engine.submit(Request { priority: 1, ..request(&[2; 4], 5) }).unwrap();
+    let mut order = Vec::new();
+    while !engine.is_idle() {
+        for event in engine.step() {
+            if let Event::Finished { request, .. } = event {
+                order.push(request);
+            }
+        }
+    }
+    assert_eq!(order, [high, low]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_workload_under_any_changing_budget_gives_the_same_tokens(
+        prompts in proptest::collection::vec((1_usize..30, 1_usize..20, -1_i32..2), 1..10),
+        batch_tokens in 1_usize..40,
+        max_running in 1_usize..10,
+        limits in proptest::collection::vec(13_usize..40, 1..6),
+        period in 1_usize..15,
+    ) {
+        let mut engine = engine(13, EngineConfig { batch_tokens, max_running });
+        let mut ids = Vec::new();
+        for &(len, n, priority) in &prompts {
+            let prompt: Vec<u32> = (0..len).map(|i| (i * len + n) as u32 % 97).collect();
+            let id = engine.submit(Request { priority, ..request(&prompt, n) }).unwrap();
+            ids.push((id, prompt, n));
+        }
+        let mut results = Results::default();
+        let mut steps = 0;
+        while !engine.is_idle() {
+            if steps % period == 0 {
+                let blocks = limits[steps / period % limits.len()];
+                engine.budget().set_limit((blocks * BLOCK_BYTES) as u64);
+            }
+            results.take(engine.step());
+            steps += 1;
+            prop_assert!(steps < 5000);
+            prop_assert!(engine.budget().excess() == 0 || steps % period == 1 || period == 1);
+        }
+        prop_assert_eq!(engine.budget().charged(), 0);
+        for (id, prompt, n) in &ids {
+            prop_assert_eq!(&results.tokens[id], &expected(prompt, *n));
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The decoder: token ids to logits.
+//!
+//! [`Decoder`] is what the engine drives; [`CpuDecoder`] is the real one, and its `forward` is the
+//! whole of a model, to be read from top to bottom.
+
+mod angles;
+mod cpu;
+mod scratch;
+mod weights;
+
+use neap_kernels::WorkerPanic;
+use neap_memory::BlockTable;
+
+pub use cpu::CpuDecoder;
+pub use weights::{LoadError, LoadOptions, LoadProgress, Model, Repack, kv_block_bytes, kv_layout, panel_bytes};
+
+/// Tokens in a KV block.
+pub const BLOCK_TOKENS: usize = 32;
+
+/// Which rows of a chunk give logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitsWanted {
+    /// None: the chunk only fills the KV blocks.
+    None,
+    /// The last token's.
+    Last,
+    /// Every token's.
+    All,
+}
+
+impl LogitsWanted {
+    /// Rows of logits that a chunk of `tokens` gives.
+    pub fn rows(self, tokens: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Last => 1,
+            Self::All => tokens,
+        }
+    }
+}
+
+/// The next tokens of one sequence.
+pub struct SequenceChunk<'a> {
+    /// The tokens; they follow those that `table` already holds.
+    pub tokens: &'a [u32],
+    /// The sequence's KV blocks, with room reserved for the tokens.
+    pub table: &'a mut BlockTable,
+    /// Which rows of logits to compute.
+    pub logits: LogitsWanted,
+}
+
+/// The largest batch that a decoder was set up for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecoderLimits {
+    /// Tokens over all sequences of a step.
+    pub batch_tokens: usize,
+    /// Rows of logits of a step.
+    pub logit_rows: usize,
+}
+
+/// A step that could not be computed. The tables are as they were before it.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// More tokens, rows of logits or context than the decoder was set up for.
+    #[error("the step has {asked} {what}, the decoder was set up for {limit}")]
+    TooLarge {
+        /// Of what.
+        what: &'static str,
+        /// How many the step has.
+        asked: usize,
+        /// How many it may have.
+        limit: usize,
+    },
+    /// A token that the model does not have.
+    #[error("token {id} is not in the vocabulary of {vocab_size} tokens")]
+    UnknownToken {
+        /// The token.
+        id: u32,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// A table without room for its chunk.
+    #[error("a block table holds {capacity} tokens, the chunk ends at {needed}")]
+    NotReserved {
+        /// Tokens that the table has room for.
+        capacity: usize,
+        /// Tokens after the chunk.
+        needed: usize,
+    },
+    /// A task of a kernel panicked.
+    #[error(transparent)]
+    Worker(#[from] WorkerPanic),
+}
+
+/// Token ids to logits: the real decoder, or a fake one that tests the engine.
+pub trait Decoder {
+    /// Size of the vocabulary.
+    fn vocab_size(&self) -> usize;
+
+    /// Tokens that one sequence may have.
+    fn context_tokens(&self) -> usize;
+
+    /// The largest batch.
+    fn limits(&self) -> DecoderLimits;
+
+    /// Computes the chunks, writes their keys and values into their tables and advances these.
+    /// Gives the rows of logits that were asked for, in order, `[rows, vocab_size]`.
+    ///
+    /// # Errors
+    /// The tables are not advanced then.
+    fn forward(&mut self, batch: &mut [SequenceChunk<'_>]) -> Result<&mut [f32], StepError>;
+}
