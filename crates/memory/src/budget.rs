@@ -7,7 +7,7 @@
 //! Lock order: the budget's lock is the innermost one. No code runs under it but its own arithmetic.
 
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 #[cfg(test)]
@@ -206,8 +206,17 @@ impl Ledger {
     }
 }
 
+/// A holder of charged bytes that nobody needs just now, such as a cache of freed blocks.
+///
+/// It is asked, with no lock of the budget held, before a charge is refused and when a shrink begins.
+pub trait Reclaim: Send + Sync {
+    /// Gives back about `bytes` of what is held (all of it, if less).
+    fn reclaim(&self, bytes: u64);
+}
+
 struct Shared {
     ledger: Mutex<Ledger>,
+    reclaimers: Mutex<Vec<Weak<dyn Reclaim>>>,
     /// Signalled when a release ends a shrink or the limit changes.
     within: Condvar,
 }
@@ -244,6 +253,7 @@ impl Budget {
         Self {
             shared: Arc::new(Shared {
                 ledger: Mutex::new(ledger),
+                reclaimers: Mutex::new(Vec::new()),
                 within: Condvar::new(),
             }),
         }
@@ -271,7 +281,47 @@ impl Budget {
         let excess = ledger.charged.saturating_sub(limit_bytes);
         drop(ledger);
         self.shared.within.notify_all();
-        excess
+        if excess > 0 {
+            self.reclaim(excess);
+        }
+        self.excess()
+    }
+
+    /// Adds a holder to ask before refusing; it is forgotten when it is dropped.
+    pub fn add_reclaimer(&self, holder: Weak<dyn Reclaim>) {
+        let mut all = self
+            .shared
+            .reclaimers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        all.retain(|held| held.strong_count() > 0);
+        all.push(holder);
+    }
+
+    fn reclaim(&self, bytes: u64) {
+        let all = self
+            .shared
+            .reclaimers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        for holder in all {
+            if let Some(holder) = holder.upgrade() {
+                holder.reclaim(bytes);
+            }
+        }
+    }
+
+    /// Acquires `bytes`; if they do not fit, once more after the reclaimers were asked.
+    fn acquire(&self, kind: ChargeKind, bytes: u64) -> Result<(), OverBudget> {
+        let mut ledger = self.ledger();
+        let available = ledger.available();
+        if bytes <= available {
+            return ledger.acquire(kind, bytes);
+        }
+        drop(ledger);
+        self.reclaim(bytes - available);
+        self.ledger().acquire(kind, bytes)
     }
 
     /// Sets the soft mark, in per mille of the limit; more than 1000 counts as 1000.
@@ -330,7 +380,7 @@ impl Budget {
     /// # Errors
     /// [`OverBudget`] with the figures when the bytes do not fit; nothing is charged then.
     pub fn try_charge(&self, kind: ChargeKind, bytes: u64) -> Result<Charge, OverBudget> {
-        self.ledger().acquire(kind, bytes)?;
+        self.acquire(kind, bytes)?;
         Ok(Charge {
             budget: self.clone(),
             kind,
@@ -463,7 +513,7 @@ impl Charge {
         let acquired = needed - kept;
         let released = self.bytes - kept;
         if acquired > 0 {
-            self.budget.ledger().acquire(self.kind, acquired)?;
+            self.budget.acquire(self.kind, acquired)?;
         }
         self.budget.release(self.kind, released);
         self.bytes = needed;

@@ -5,6 +5,7 @@
 //! | state | who holds it | what drop does |
 //! |---|---|---|
 //! | free | the arena; its pages are the system's | – |
+//! | kept | the pool, charged, for the next allocation (off unless asked for) | as the last claim's |
 //! | exclusive | one `Block`; may be written | pages to the system, slot to the arena, bytes to the budget |
 //! | shared | several `Block`s; read only | one claim less; the last one as above |
 //!
@@ -14,10 +15,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::arena::{Arena, SlotId};
-use crate::budget::{Budget, Charge, ChargeKind, OverBudget};
+use crate::budget::{Budget, Charge, ChargeKind, Fill, OverBudget, Reclaim};
 use crate::level::Level;
 use crate::region::{page_bytes, round_to_pages};
 
@@ -28,13 +30,123 @@ struct Shared {
     budget: Budget,
     block_bytes: usize,
     block_tokens: usize,
-    /// One arena per slot size.
-    arenas: Mutex<BTreeMap<usize, Arena>>,
+    /// Most bytes that `State::kept` may hold.
+    reuse_bytes: AtomicU64,
+    state: Mutex<State>,
 }
 
+#[derive(Default)]
+struct State {
+    /// One arena per slot size.
+    arenas: BTreeMap<usize, Arena>,
+    /// Freed blocks whose pages are still there.
+    kept: Vec<Kept>,
+    kept_bytes: u64,
+}
+
+/// A freed slot that still has its pages and its charge.
+struct Kept {
+    place: Place,
+    charge: Charge,
+}
+
+/// The bytes of a slot, wherever they are.
+#[derive(Clone, Copy)]
+struct Place {
+    base: NonNull<u8>,
+    slot: SlotId,
+    slot_bytes: usize,
+}
+
+// SAFETY: a `Place` is a plain address; whoever holds it for a taken slot is its only owner.
+unsafe impl Send for Place {}
+// SAFETY: as above; nothing is read or written through `&Place`.
+unsafe impl Sync for Place {}
+
 impl Shared {
-    fn arenas(&self) -> MutexGuard<'_, BTreeMap<usize, Arena>> {
-        self.arenas.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the slot back to the arena; its pages, if they were touched, to the system.
+    fn release(&self, place: Place, is_dirty: bool, charge: Charge) {
+        if is_dirty {
+            // SAFETY: the slot is ours until `put_back`, is made of whole pages of a mapped region,
+            // and the last claim on it is gone, so no reference into it is alive.
+            unsafe { crate::region::decommit(place.base, place.slot_bytes) };
+        }
+        if let Some(arena) = self.state().arenas.get_mut(&place.slot_bytes) {
+            arena.put_back(place.slot);
+        }
+        drop(charge);
+    }
+
+    /// Keeps a freed slot with its pages, if that is wanted now; else hands it back to be released.
+    fn keep(&self, place: Place, charge: Charge) -> Option<Charge> {
+        let most = self.reuse_bytes.load(Ordering::Relaxed);
+        if most == 0 || self.budget.fill() != Fill::Normal {
+            return Some(charge);
+        }
+        let mut state = self.state();
+        if state.kept_bytes + charge.bytes() > most {
+            return Some(charge);
+        }
+        state.kept_bytes += charge.bytes();
+        state.kept.push(Kept { place, charge });
+        None
+    }
+
+    /// A kept slot of this size, with its charge.
+    fn take_kept(&self, slot_bytes: usize) -> Option<Kept> {
+        if self.reuse_bytes.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let mut state = self.state();
+        let index = state
+            .kept
+            .iter()
+            .rposition(|kept| kept.place.slot_bytes == slot_bytes)?;
+        let kept = state.kept.remove(index);
+        state.kept_bytes -= kept.charge.bytes();
+        Some(kept)
+    }
+
+    /// Takes a slot out of the arena.
+    fn take_fresh(&self, slot_bytes: usize) -> Result<(Place, Charge), OverBudget> {
+        let charge = self.budget.try_charge(ChargeKind::Kv, slot_bytes as u64)?;
+        let mut state = self.state();
+        let arena = state
+            .arenas
+            .entry(slot_bytes)
+            .or_insert_with(|| Arena::new(slot_bytes));
+        let (slot, base) = arena.take().map_err(|_| {
+            self.budget
+                .refused_by_system(ChargeKind::Kv, slot_bytes as u64)
+        })?;
+        Ok((
+            Place {
+                base,
+                slot,
+                slot_bytes,
+            },
+            charge,
+        ))
+    }
+}
+
+impl Reclaim for Shared {
+    fn reclaim(&self, bytes: u64) {
+        let mut freed = 0;
+        while freed < bytes {
+            let mut state = self.state();
+            let Some(kept) = state.kept.pop() else {
+                return;
+            };
+            state.kept_bytes -= kept.charge.bytes();
+            drop(state);
+            freed += kept.charge.bytes();
+            self.release(kept.place, true, kept.charge);
+        }
     }
 }
 
@@ -64,6 +176,8 @@ pub struct PoolStats {
     pub held_blocks: usize,
     /// Bytes of their slots: what they are charged.
     pub held_bytes: u64,
+    /// Bytes of freed blocks kept, and charged, for reuse.
+    pub kept_bytes: u64,
     /// Address space mapped; pages that no block uses cost no memory.
     pub mapped_bytes: u64,
 }
@@ -88,7 +202,8 @@ impl KvPool {
                 budget: budget.clone(),
                 block_bytes,
                 block_tokens,
-                arenas: Mutex::new(BTreeMap::new()),
+                reuse_bytes: AtomicU64::new(0),
+                state: Mutex::new(State::default()),
             }),
         }
     }
@@ -137,21 +252,24 @@ impl KvPool {
         let budget = &self.shared.budget;
         let slot_bytes = round_to_pages(bytes)
             .ok_or_else(|| budget.refused_by_system(ChargeKind::Kv, u64::MAX))?;
-        let charge = budget.try_charge(ChargeKind::Kv, slot_bytes as u64)?;
-        let (slot, base) = self
-            .shared
-            .arenas()
-            .entry(slot_bytes)
-            .or_insert_with(|| Arena::new(slot_bytes))
-            .take()
-            .map_err(|_| budget.refused_by_system(ChargeKind::Kv, slot_bytes as u64))?;
+        let (place, charge, is_dirty) = match self.shared.take_kept(slot_bytes) {
+            Some(kept) => {
+                // SAFETY: the slot was freed by its last claim and taken off the list of kept ones, so
+                // its `slot_bytes` writable bytes are ours alone.
+                unsafe { std::ptr::write_bytes(kept.place.base.as_ptr(), 0, slot_bytes) };
+                (kept.place, kept.charge, true)
+            }
+            None => {
+                let (place, charge) = self.shared.take_fresh(slot_bytes)?;
+                (place, charge, false)
+            }
+        };
         let inner = Inner {
-            base,
+            place,
             len_bytes: bytes,
-            slot,
             level,
-            is_dirty: false,
-            charge,
+            is_dirty,
+            charge: Some(charge),
             pool: Arc::clone(&self.shared),
         };
         Ok(Block {
@@ -159,15 +277,34 @@ impl KvPool {
         })
     }
 
+    /// Lets the pool keep up to `bytes` of freed blocks with their pages for the next allocations.
+    ///
+    /// Zeroing pages that are there costs a tenth of having the system take and give them again. They
+    /// stay charged, are given back before any charge is refused and when a shrink begins, and none are
+    /// kept above the soft mark. 0, the state at first, keeps none and gives back what was kept.
+    pub fn set_reuse_bytes(&self, bytes: u64) {
+        let before = self.shared.reuse_bytes.swap(bytes, Ordering::Relaxed);
+        if before == 0 && bytes > 0 {
+            let shared: Arc<dyn Reclaim> = self.shared.clone();
+            self.shared.budget.add_reclaimer(Arc::downgrade(&shared));
+        }
+        let excess = self.shared.state().kept_bytes.saturating_sub(bytes);
+        self.shared.reclaim(excess);
+    }
+
     /// What is held at this moment.
     #[must_use]
     pub fn stats(&self) -> PoolStats {
         let mut stats = PoolStats::default();
-        for arena in self.shared.arenas().values() {
+        let state = self.shared.state();
+        for arena in state.arenas.values() {
             stats.held_blocks += arena.taken();
             stats.held_bytes += (arena.taken() * arena.slot_bytes()) as u64;
             stats.mapped_bytes += arena.mapped_bytes() as u64;
         }
+        stats.held_blocks -= state.kept.len();
+        stats.held_bytes -= state.kept_bytes;
+        stats.kept_bytes = state.kept_bytes;
         stats
     }
 
@@ -176,13 +313,20 @@ impl KvPool {
     /// # Errors
     /// A description of the first law that is broken.
     pub fn check_conservation(&self) -> Result<(), String> {
-        let arenas = self.shared.arenas();
+        let state = self.shared.state();
         let mut held = 0;
-        for arena in arenas.values() {
+        for arena in state.arenas.values() {
             arena
                 .check_conservation()
                 .map_err(|e| format!("arena of {} bytes: {e}", arena.slot_bytes()))?;
             held += (arena.taken() * arena.slot_bytes()) as u64;
+        }
+        let kept: u64 = state.kept.iter().map(|kept| kept.charge.bytes()).sum();
+        if kept != state.kept_bytes {
+            return Err(format!(
+                "{kept} bytes are kept, {} are counted",
+                state.kept_bytes
+            ));
         }
         let charged = self.shared.budget.snapshot().of_kind(ChargeKind::Kv);
         if held > charged {
@@ -203,36 +347,28 @@ impl fmt::Debug for KvPool {
 }
 
 struct Inner {
-    base: NonNull<u8>,
+    place: Place,
     len_bytes: usize,
-    slot: SlotId,
     level: Level,
     /// Whether anyone could have written: untouched pages need not be given back.
     is_dirty: bool,
-    /// Held for its drop: released after the slot was put back.
-    charge: Charge,
+    /// `None` only while being dropped.
+    charge: Option<Charge>,
     pool: Arc<Shared>,
 }
 
-// SAFETY: the bytes belong to this value alone until its drop, have no thread affinity, and are
-// written only through `&mut Inner`.
-unsafe impl Send for Inner {}
-// SAFETY: as above; `&Inner` only reads.
-unsafe impl Sync for Inner {}
-
 impl Drop for Inner {
     fn drop(&mut self) {
-        let slot_bytes = self.len_bytes.next_multiple_of(page_bytes());
-        debug_assert_eq!(slot_bytes as u64, self.charge.bytes());
+        let Some(mut charge) = self.charge.take() else {
+            return;
+        };
         if self.is_dirty {
-            // SAFETY: the slot is ours until `put_back`, is made of whole pages of a mapped region,
-            // and the last claim on it is being dropped, so no reference into it is alive.
-            unsafe { crate::region::decommit(self.base, slot_bytes) };
+            match self.pool.keep(self.place, charge) {
+                Some(back) => charge = back,
+                None => return,
+            }
         }
-        let mut arenas = self.pool.arenas();
-        if let Some(arena) = arenas.get_mut(&slot_bytes) {
-            arena.put_back(self.slot);
-        }
+        self.pool.release(self.place, self.is_dirty, charge);
     }
 }
 
@@ -248,7 +384,7 @@ impl Block {
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: `len_bytes` bytes of a slot that is ours; they are initialized (zeroed pages), and
         // written only by `bytes_mut`, which needs the only claim, mutably.
-        unsafe { std::slice::from_raw_parts(self.inner.base.as_ptr(), self.inner.len_bytes) }
+        unsafe { std::slice::from_raw_parts(self.inner.place.base.as_ptr(), self.inner.len_bytes) }
     }
 
     /// The bytes, to write, if this is the only claim.
@@ -257,7 +393,7 @@ impl Block {
         let inner = Arc::get_mut(&mut self.inner)?;
         inner.is_dirty = true;
         // SAFETY: as in `bytes`; `&mut Inner` out of the Arc proves that there is no other claim.
-        Some(unsafe { std::slice::from_raw_parts_mut(inner.base.as_ptr(), inner.len_bytes) })
+        Some(unsafe { std::slice::from_raw_parts_mut(inner.place.base.as_ptr(), inner.len_bytes) })
     }
 
     /// How the bytes are to be read.
@@ -269,7 +405,7 @@ impl Block {
     /// Bytes charged: the length in whole pages.
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
-        self.inner.charge.bytes()
+        self.inner.place.slot_bytes as u64
     }
 
     /// Whether somebody else claims the same bytes.

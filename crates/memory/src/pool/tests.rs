@@ -77,6 +77,35 @@ fn threads_share_a_pool() {
     pool.check_conservation().unwrap();
 }
 
+#[test]
+fn kept_blocks_are_charged_zeroed_and_given_up_on_demand() {
+    let page = page_bytes() as u64;
+    let (budget, pool) = pool_of(8);
+    pool.set_reuse_bytes(3 * page);
+    let mut blocks: Vec<Block> = (0..5).map(|_| pool.allocate().unwrap()).collect();
+    for block in &mut blocks {
+        block.bytes_mut().unwrap().fill(7);
+    }
+    drop(blocks);
+    assert_eq!(
+        (pool.stats().kept_bytes, budget.charged()),
+        (3 * page, 3 * page)
+    );
+    let again = pool.allocate().unwrap();
+    assert!(again.bytes().iter().all(|&b| b == 0));
+    assert_eq!((pool.stats().held_blocks, budget.charged()), (1, 3 * page));
+    // Somebody else needs the bytes: the charge is granted all the same.
+    let other = budget.try_charge(ChargeKind::Weights, 6 * page).unwrap();
+    assert_eq!(pool.stats().kept_bytes, page);
+    drop(other);
+    assert_eq!(budget.set_limit(page), 0, "a shrink takes what is kept");
+    pool.check_conservation().unwrap();
+    budget.set_limit(8 * page);
+    drop(again);
+    pool.set_reuse_bytes(0);
+    assert_eq!((pool.stats().kept_bytes, budget.charged()), (0, 0));
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 #[cfg_attr(miri, ignore = "reads /proc")]
@@ -105,14 +134,15 @@ proptest! {
 
     /// The pool against a list of (fill byte, length): contents never mix, laws hold at every step.
     #[test]
-    fn agrees_with_a_naive_pool(ops in prop::collection::vec((0..6u8, any::<usize>(), 1..3usize), 1..if cfg!(miri) { 20 } else { 200 })) {
+    fn agrees_with_a_naive_pool(reuse in 0..5u64, ops in prop::collection::vec((0..6u8, any::<usize>(), 1..3usize), 1..if cfg!(miri) { 20 } else { 200 })) {
         let (budget, pool) = pool_of(24);
         let page = page_bytes();
+        pool.set_reuse_bytes(reuse * page as u64);
         let mut held: Vec<(Block, u8)> = Vec::new();
         for (op, pick, pages) in ops {
             match op {
                 0..=2 => {
-                    let free = budget.available();
+                    let free = budget.available() + pool.stats().kept_bytes;
                     match pool.allocate_at(Level::Packed, pages * page - pick % page) {
                         Ok(mut block) => {
                             prop_assert!(block.bytes().iter().all(|&b| b == 0));
@@ -138,6 +168,7 @@ proptest! {
             }
         }
         drop(held);
+        pool.set_reuse_bytes(0);
         prop_assert_eq!(budget.charged(), 0);
         prop_assert_eq!(pool.stats().held_blocks, 0);
     }
