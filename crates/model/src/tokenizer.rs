@@ -8,9 +8,11 @@
 //! it, except that control and byte tokens can never come out of merging ordinary text: as in SentencePiece, a
 //! user who writes `<s>` gets text unless special tokens are asked for.
 
+mod bpe;
 mod detokenizer;
 mod error;
 mod metadata;
+mod pretokenize;
 mod special;
 mod spm;
 mod stop;
@@ -20,9 +22,12 @@ use std::sync::Arc;
 
 pub use detokenizer::{DetokenizeOptions, Detokenizer};
 pub use error::TokenizerError;
-pub use metadata::{MetaLookup, MetaValue, vocabulary_from_gguf};
+pub use metadata::{MetaLookup, MetaValue, vocabulary_from_gguf, vocabulary_from_gguf_metadata};
 pub use vocabulary::{ByteStrings, MAX_TOKENS, TokenType, VocabularyData};
 
+use crate::gguf::GgufFile;
+use bpe::{Alphabet, Bpe};
+use pretokenize::Family;
 use special::{Fragment, SpecialMatcher};
 use spm::Spm;
 use vocabulary::{TextIndex, Vocabulary};
@@ -66,6 +71,50 @@ struct Inner {
 
 enum Algorithm {
     Spm(Spm),
+    Bpe(Bpe),
+}
+
+impl Algorithm {
+    /// The algorithm that `data.model` names, its vocabulary, and what it adds where the file does not say.
+    fn new(
+        data: &VocabularyData,
+        index: &TextIndex,
+        types: Vec<TokenType>,
+    ) -> Result<(Self, Vocabulary, Additions), TokenizerError> {
+        let mut default = Additions::default();
+        let byte_pair = |alphabet, pre: &str, default: &mut Additions| {
+            let family = Family::by_name(pre)?;
+            default.bos = family.add_bos;
+            Bpe::new(data, index, types.clone(), alphabet, &family)
+        };
+        let (algorithm, vocabulary) = match data.model.as_str() {
+            "llama" => {
+                (default.bos, default.space_prefix) = (true, true);
+                let (spm, vocabulary) = Spm::new(data, types)?;
+                (Self::Spm(spm), vocabulary)
+            }
+            "gpt2" => {
+                let pre = data.pre.as_deref();
+                let pre = pre.ok_or_else(|| TokenizerError::Missing {
+                    field: "tokenizer.ggml.pre".into(),
+                })?;
+                let (bpe, vocabulary) = byte_pair(Alphabet::Bytes, pre, &mut default)?;
+                (Self::Bpe(bpe), vocabulary)
+            }
+            "gemma4" => {
+                let (bpe, vocabulary) = byte_pair(Alphabet::Characters, "gemma4", &mut default)?;
+                default.bos = true;
+                (Self::Bpe(bpe), vocabulary)
+            }
+            other => {
+                return Err(TokenizerError::UnknownModel {
+                    model: other.into(),
+                    known: "llama, gpt2, gemma4",
+                });
+            }
+        };
+        Ok((algorithm, vocabulary, default))
+    }
 }
 
 struct SpecialIds {
@@ -79,7 +128,7 @@ struct SpecialIds {
 }
 
 /// What encoding adds to a text.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Additions {
     bos: bool,
     eos: bool,
@@ -117,12 +166,23 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Builds a tokenizer from the metadata of a GGUF file; `get` looks a key up.
+    /// Builds the tokenizer of an open GGUF file.
+    ///
+    /// A splitter (`tokenizer.ggml.pre`) that is not known is an error. To use another one in its place, take
+    /// [`vocabulary_from_gguf`], set [`VocabularyData::pre`], and build with [`Self::from_vocabulary`].
     ///
     /// # Errors
     /// As [`Self::from_vocabulary`], and for keys that are missing or of the wrong type.
+    pub fn from_gguf(file: &GgufFile) -> Result<Self, TokenizerError> {
+        Self::from_vocabulary(&vocabulary_from_gguf(file)?)
+    }
+
+    /// Builds a tokenizer from metadata; `get` looks a key up.
+    ///
+    /// # Errors
+    /// As [`Self::from_gguf`].
     pub fn from_gguf_metadata(get: MetaLookup<'_, '_>) -> Result<Self, TokenizerError> {
-        Self::from_vocabulary(&vocabulary_from_gguf(get)?)
+        Self::from_vocabulary(&vocabulary_from_gguf_metadata(get)?)
     }
 
     /// Checks a vocabulary and builds the tokenizer for it.
@@ -135,24 +195,7 @@ impl Tokenizer {
         let mut types = data.types()?;
         let index = TextIndex::of_all(&data.tokens)?;
         let stop = stop::find_stop_ids(data, &index, &mut types);
-        let (algorithm, vocabulary, default) = match data.model.as_str() {
-            "llama" => {
-                let (spm, vocabulary) = Spm::new(data, types)?;
-                let default = Additions {
-                    bos: true,
-                    eos: false,
-                    sep: false,
-                    space_prefix: true,
-                };
-                (Algorithm::Spm(spm), vocabulary, default)
-            }
-            other => {
-                return Err(TokenizerError::UnknownModel {
-                    model: other.into(),
-                    known: "llama",
-                });
-            }
-        };
+        let (algorithm, vocabulary, default) = Algorithm::new(data, &index, types)?;
         let ids = SpecialIds {
             bos: data.bos,
             eos: data.eos,
@@ -239,6 +282,7 @@ impl Tokenizer {
                     let prefix = adds.space_prefix && std::mem::take(&mut after_special);
                     match algorithm {
                         Algorithm::Spm(spm) => spm.encode(vocabulary, text, prefix, offset, out)?,
+                        Algorithm::Bpe(bpe) => bpe.encode(vocabulary, text, offset, out)?,
                     }
                 }
             }

@@ -2,6 +2,7 @@
 
 use super::error::{TokenizerError, invalid};
 use super::vocabulary::{ByteStrings, VocabularyData};
+use crate::gguf::{Array, GgufFile, Value};
 
 /// A metadata value, as much of it as a tokenizer needs to tell apart.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +37,58 @@ impl MetaValue<'_> {
     }
 }
 
+impl<'a> From<&'a Value> for MetaValue<'a> {
+    fn from(value: &'a Value) -> Self {
+        let whole =
+            |value: Option<i64>| value.map_or(Self::Other("an integer over 2^63"), Self::Integer);
+        match value {
+            Value::U8(v) => Self::Integer((*v).into()),
+            Value::I8(v) => Self::Integer((*v).into()),
+            Value::U16(v) => Self::Integer((*v).into()),
+            Value::I16(v) => Self::Integer((*v).into()),
+            Value::U32(v) => Self::Integer((*v).into()),
+            Value::I32(v) => Self::Integer((*v).into()),
+            Value::U64(v) => whole(i64::try_from(*v).ok()),
+            Value::I64(v) => Self::Integer(*v),
+            Value::Bool(v) => Self::Bool(*v),
+            Value::String(v) => Self::String(v.as_bytes()),
+            Value::Array(array) => Self::from(array),
+            Value::F32(_) | Value::F64(_) => Self::Other("a float"),
+        }
+    }
+}
+
+impl<'a> From<&'a Array> for MetaValue<'a> {
+    fn from(array: &'a Array) -> Self {
+        fn integers<T: Copy + Into<i64>>(values: &[T]) -> MetaValue<'static> {
+            MetaValue::Integers(values.iter().map(|v| (*v).into()).collect())
+        }
+        match array {
+            Array::U8(v) => integers(v),
+            Array::I8(v) => integers(v),
+            Array::U16(v) => integers(v),
+            Array::I16(v) => integers(v),
+            Array::U32(v) => integers(v),
+            Array::I32(v) => integers(v),
+            Array::I64(v) => integers(v),
+            Array::F32(v) => Self::Floats(v.clone()),
+            Array::String(v) => Self::Strings(v.iter().map(str::as_bytes).collect()),
+            Array::U64(_) => Self::Other("an array of u64"),
+            Array::F64(_) => Self::Other("an array of f64"),
+            Array::Bool(_) => Self::Other("an array of truth values"),
+            Array::Array(_) => Self::Other("an array of arrays"),
+        }
+    }
+}
+
+/// Reads the vocabulary of an open GGUF file; what it means is not yet checked.
+///
+/// # Errors
+/// As [`vocabulary_from_gguf_metadata`].
+pub fn vocabulary_from_gguf(file: &GgufFile) -> Result<VocabularyData, TokenizerError> {
+    vocabulary_from_gguf_metadata(&|key| file.metadata(key).map(MetaValue::from))
+}
+
 /// Looks a metadata key up.
 pub type MetaLookup<'f, 'a> = &'f dyn Fn(&str) -> Option<MetaValue<'a>>;
 
@@ -43,7 +96,9 @@ pub type MetaLookup<'f, 'a> = &'f dyn Fn(&str) -> Option<MetaValue<'a>>;
 ///
 /// # Errors
 /// A key that has another type than it must have, or that must be there and is not.
-pub fn vocabulary_from_gguf(get: MetaLookup<'_, '_>) -> Result<VocabularyData, TokenizerError> {
+pub fn vocabulary_from_gguf_metadata(
+    get: MetaLookup<'_, '_>,
+) -> Result<VocabularyData, TokenizerError> {
     let reader = Reader { get };
     let model = reader
         .string("tokenizer.ggml.model")?

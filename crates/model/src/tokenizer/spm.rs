@@ -14,7 +14,7 @@ use super::error::TokenizerError;
 use super::vocabulary::{ByteStrings, TokenType, Vocabulary, VocabularyData, parse_byte_token};
 
 /// U+2581, the space of SentencePiece.
-const ESCAPED_SPACE: &str = "\u{2581}";
+pub(crate) const ESCAPED_SPACE: &str = "\u{2581}";
 /// No symbol: the end of the list.
 const NONE: u32 = u32::MAX;
 
