@@ -1,11 +1,16 @@
 //! SIMD kernels of Neap: the only home of SIMD in the workspace.
 #![deny(missing_docs)]
 
+pub mod attention;
 pub mod format;
 pub mod isa;
+pub mod kv;
 pub mod matmul;
 pub mod matrix;
+pub mod norm;
+pub mod ops;
 pub mod pool;
+pub mod rope;
 
 pub use isa::Isa;
 pub use pool::{ThreadPool, WorkerPanic};

@@ -1,0 +1,126 @@
+//! Writing and reading the tiles of each format.
+
+use super::{BLOCK_TOKENS, KvFormat};
+use crate::Isa;
+use crate::format::{bf16_to_f32, f16_to_f32};
+use crate::ops::lanes::{Kernel, LANES, Lanes, dispatch, load_part};
+
+/// One head's keys and values of consecutive tokens, inside rows of all heads.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) keys: &'a [f32],
+    pub(super) values: &'a [f32],
+    /// Numbers from one token to the next.
+    pub(super) width: usize,
+    /// Where the head begins in a token's row.
+    pub(super) first: usize,
+}
+
+/// Writes `n` tokens into a tile, from `first_slot` on.
+pub(super) fn write_tile(
+    isa: Isa,
+    format: KvFormat,
+    head_dim: usize,
+    tile: &mut [u8],
+    first_slot: usize,
+    n: usize,
+    source: Source<'_>,
+) {
+    let write = WriteHalves {
+        format,
+        head_dim,
+        tile,
+        first_slot,
+        n,
+        source,
+    };
+    match format {
+        KvFormat::F16 | KvFormat::Bf16 => dispatch(isa, write),
+    }
+}
+
+/// Writes a tile of 16-bit numbers.
+struct WriteHalves<'a> {
+    format: KvFormat,
+    head_dim: usize,
+    tile: &'a mut [u8],
+    first_slot: usize,
+    n: usize,
+    source: Source<'a>,
+}
+
+/// Sixteen numbers as 16-bit ones.
+#[inline(always)]
+fn to_halves<L: Lanes>(l: L, format: KvFormat, v: L::V) -> [u8; 2 * LANES] {
+    const LARGEST: f32 = 65504.0;
+    let mut bytes = [0; 2 * LANES];
+    match format {
+        KvFormat::F16 => {
+            let v = l.max(l.splat(-LARGEST), l.min(l.splat(LARGEST), v));
+            l.store_f16(v, &mut bytes);
+        }
+        KvFormat::Bf16 => l.store_bf16(v, &mut bytes),
+    }
+    bytes
+}
+
+impl Kernel for WriteHalves<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let Self {
+            format,
+            head_dim,
+            tile,
+            first_slot,
+            n,
+            source,
+        } = self;
+        let (keys, values) = tile.split_at_mut(format.half_tile_bytes(head_dim));
+        let (key_rows, _) = keys.as_chunks_mut::<{ 2 * BLOCK_TOKENS }>();
+        for token in 0..n {
+            let slot = first_slot + token;
+            let at = token * source.width + source.first;
+            let (k, v) = (
+                &source.keys[at..at + head_dim],
+                &source.values[at..at + head_dim],
+            );
+            let value_row = &mut values[2 * slot * head_dim..2 * (slot + 1) * head_dim];
+            let mut dim = 0;
+            while dim < head_dim {
+                let count = LANES.min(head_dim - dim);
+                let key_bytes = to_halves(l, format, load_part(l, &k[dim..dim + count], 0.0));
+                let value_bytes = to_halves(l, format, load_part(l, &v[dim..dim + count], 0.0));
+                value_row[2 * dim..2 * (dim + count)].copy_from_slice(&value_bytes[..2 * count]);
+                let pairs = key_bytes.as_chunks::<2>().0;
+                for (row, pair) in key_rows[dim..dim + count].iter_mut().zip(pairs) {
+                    row[2 * slot..2 * slot + 2].copy_from_slice(pair);
+                }
+                dim += LANES;
+            }
+        }
+    }
+}
+
+/// Reads one token of a tile.
+pub(super) fn read_token(
+    format: KvFormat,
+    tile: &[u8],
+    slot: usize,
+    keys: &mut [f32],
+    values: &mut [f32],
+) {
+    let head_dim = keys.len();
+    let (key_bytes, value_bytes) = tile.split_at(format.half_tile_bytes(head_dim));
+    let at = |bytes: &[u8], i: usize| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
+    for dim in 0..head_dim {
+        let (k, v) = (
+            at(key_bytes, dim * BLOCK_TOKENS + slot),
+            at(value_bytes, slot * head_dim + dim),
+        );
+        (keys[dim], values[dim]) = match format {
+            KvFormat::F16 => (f16_to_f32(k), f16_to_f32(v)),
+            KvFormat::Bf16 => (bf16_to_f32(k), bf16_to_f32(v)),
+        };
+    }
+}
