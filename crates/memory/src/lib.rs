@@ -27,6 +27,7 @@ pub mod budget;
 pub mod buffer;
 pub mod hash;
 pub mod level;
+pub mod policy;
 pub mod pool;
 pub mod prefix;
 pub mod pressure;

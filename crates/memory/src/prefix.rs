@@ -443,6 +443,12 @@ impl<V> PrefixTree<V> {
         })
     }
 
+    /// The first child of a node, in the order of tokens; `None` for leaves.
+    #[must_use]
+    pub fn first_child(&self, id: NodeId) -> Option<NodeId> {
+        self.node(id)?.children.values().next().copied()
+    }
+
     /// The tree's clock: lookups and insertions so far.
     #[must_use]
     pub fn clock(&self) -> u64 {

@@ -1,0 +1,313 @@
+//! The cost model: expected cost of bringing a block back, per byte and time that keeping it takes.
+//!
+//! After LHD (Beckmann, Chen, Cidon: "LHD: Improving Cache Hit Rate by Maximizing Hit Density", NSDI
+//! 2018), with the way back as the benefit: a block is worth
+//!
+//! ```text
+//!   (uses expected per unit of time from its age on, in its class) × (cost of its way back) / bytes
+//! ```
+//!
+//! Classes are (uses so far, partial or full); ages are logarithmic. What happened to
+//! the blocks of a class at each age is counted as it happens and fades, so the model follows the load.
+//! Blocks that were evicted are remembered for a while by id: their return tells how long they would have
+//! had to be kept, which a cache that only sees its own hits never learns.
+//!
+//! *Not* before it has seen a few thousand uses: until then it is LRU within classes. *Not* where memory
+//! for the remembered ids (as many as blocks are held) is dear.
+
+use std::collections::HashMap;
+
+use super::{Facts, Id, Policy, Queue};
+
+/// Classes by uses so far: 0, 1, 2, 3–4, 5–8, more.
+const USE_CLASSES: usize = 6;
+const CLASSES: usize = USE_CLASSES * 2;
+/// Four ages per doubling, over the whole of `u64`.
+const AGES: usize = 256;
+/// Events between two renewals of the table of densities.
+const RENEWAL_EVENTS: u32 = 2048;
+/// What remains of old counts at a renewal.
+const FADE: f32 = 0.95;
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    class: usize,
+    uses: u32,
+    last_use: u64,
+    worth_per_byte: f32,
+    is_partial: bool,
+}
+
+/// Counts of one class: what ended a stay at each age.
+#[derive(Clone, Debug)]
+struct Counts {
+    uses: Vec<f32>,
+    ends: Vec<f32>,
+    /// Expected uses per unit of time from each age on.
+    density: Vec<f32>,
+}
+
+/// See the [module's description](self).
+#[derive(Clone, Debug)]
+pub struct CostModel {
+    entries: HashMap<Id, Entry>,
+    /// Per class, in order of last use.
+    queues: Vec<Queue>,
+    counts: Vec<Counts>,
+    /// Evicted blocks, in order of eviction.
+    gone: HashMap<Id, Entry>,
+    gone_order: Queue,
+    events: u32,
+}
+
+impl Default for CostModel {
+    fn default() -> Self {
+        let counts = Counts {
+            uses: vec![0.0; AGES],
+            ends: vec![0.0; AGES],
+            density: (0..AGES)
+                .map(|age| 1.0 / (age_floor(age) as f32 + 1.0))
+                .collect(),
+        };
+        Self {
+            entries: HashMap::new(),
+            queues: vec![Queue::default(); CLASSES],
+            counts: vec![counts; CLASSES],
+            gone: HashMap::new(),
+            gone_order: Queue::default(),
+            events: 0,
+        }
+    }
+}
+
+/// Age class of an age: four per doubling.
+fn age_class(age: u64) -> usize {
+    let age = age.max(1);
+    let octave = age.ilog2();
+    let quarter = if octave >= 2 {
+        (age >> (octave - 2)) & 3
+    } else {
+        0
+    };
+    (octave as usize * 4 + quarter as usize).min(AGES - 1)
+}
+
+/// Least age of an age class.
+fn age_floor(class: usize) -> u64 {
+    let (octave, quarter) = (class / 4, class as u64 % 4);
+    if octave >= 2 {
+        (4 + quarter) << (octave - 2)
+    } else {
+        1 << octave
+    }
+}
+
+fn class_of(uses: u32, is_partial: bool) -> usize {
+    let by_uses = match uses {
+        0..=2 => uses as usize,
+        3..=4 => 3,
+        5..=8 => 4,
+        _ => 5,
+    };
+    by_uses + if is_partial { USE_CLASSES } else { 0 }
+}
+
+impl CostModel {
+    /// Counts a stay in `class` that ended, by a use or else, at `age`.
+    fn count(&mut self, class: usize, age: u64, by_use: bool) {
+        let counts = &mut self.counts[class];
+        let age = age_class(age);
+        let column = if by_use {
+            &mut counts.uses
+        } else {
+            &mut counts.ends
+        };
+        column[age] += 1.0;
+        self.events += 1;
+        if self.events >= RENEWAL_EVENTS {
+            self.events = 0;
+            self.counts.iter_mut().for_each(renew);
+        }
+    }
+
+    fn place(&mut self, id: Id, entry: Entry) {
+        self.queues[entry.class].push_back(id);
+        self.entries.insert(id, entry);
+    }
+
+    fn worth(&self, entry: &Entry, now: u64) -> f32 {
+        let age = age_class(now.saturating_sub(entry.last_use));
+        self.counts[entry.class].density[age] * entry.worth_per_byte
+    }
+
+    /// Forgets the oldest evicted blocks: they did not come back.
+    fn trim_gone(&mut self, now: u64) {
+        while self.gone_order.len() > 2 * self.entries.len().max(64) {
+            let Some(id) = self.gone_order.pop_front() else {
+                return;
+            };
+            if let Some(entry) = self.gone.remove(&id) {
+                self.count(entry.class, now.saturating_sub(entry.last_use), false);
+            }
+        }
+    }
+}
+
+/// Recomputes the densities from the counts, from the greatest age down, and fades the counts.
+fn renew(counts: &mut Counts) {
+    let (mut uses, mut stays, mut time) = (0.0f32, 0.0f32, 0.0f32);
+    for age in (0..AGES).rev() {
+        // Everybody who is older than this age spends its whole width.
+        let width = age_floor(age + 1).saturating_sub(age_floor(age)) as f32;
+        time += stays * width;
+        uses += counts.uses[age];
+        stays += counts.uses[age] + counts.ends[age];
+        // Who ends within this age spends half of its width. The constants are the prior of one stay that
+        // ends unused, so that an age nobody reached is worth little, and less the greater it is.
+        let spent = time + 0.5 * width * (counts.uses[age] + counts.ends[age]);
+        let prior = age_floor(age) as f32 + 1.0;
+        counts.density[age] = (uses + 0.01) / (spent + prior);
+    }
+    for value in counts.uses.iter_mut().chain(&mut counts.ends) {
+        *value *= FADE;
+    }
+}
+
+impl Policy for CostModel {
+    fn name(&self) -> &'static str {
+        "cost"
+    }
+
+    fn insert(&mut self, id: Id, facts: &Facts) {
+        if self.entries.contains_key(&id) {
+            return self.touch(id, facts);
+        }
+        let mut uses = 0;
+        if let Some(entry) = self.gone.remove(&id) {
+            self.gone_order.remove(id);
+            self.count(entry.class, facts.now.saturating_sub(entry.last_use), true);
+            uses = entry.uses + 1;
+        }
+        let entry = Entry {
+            class: class_of(uses, facts.is_partial),
+            uses,
+            last_use: facts.now,
+            worth_per_byte: facts.way_back / facts.bytes.max(1) as f32,
+            is_partial: facts.is_partial,
+        };
+        self.place(id, entry);
+    }
+
+    fn touch(&mut self, id: Id, facts: &Facts) {
+        let Some(mut entry) = self.entries.get(&id).copied() else {
+            return;
+        };
+        self.count(entry.class, facts.now.saturating_sub(entry.last_use), true);
+        self.queues[entry.class].remove(id);
+        entry.uses = entry.uses.saturating_add(1);
+        entry.class = class_of(entry.uses, entry.is_partial);
+        entry.last_use = facts.now;
+        entry.worth_per_byte = facts.way_back / facts.bytes.max(1) as f32;
+        self.place(id, entry);
+    }
+
+    fn remove(&mut self, id: Id, was_evicted: bool) {
+        let Some(entry) = self.entries.remove(&id) else {
+            return;
+        };
+        self.queues[entry.class].remove(id);
+        if was_evicted {
+            self.gone.insert(id, entry);
+            self.gone_order.push_back(id);
+            self.trim_gone(entry.last_use);
+        }
+    }
+
+    fn candidate(&mut self, now: u64) -> Option<Id> {
+        let heads = self.queues.iter().filter_map(Queue::front);
+        let worth = |id: &Id| {
+            self.entries
+                .get(id)
+                .map_or(0.0, |entry| self.worth(entry, now))
+        };
+        heads.min_by(|a, b| worth(a).total_cmp(&worth(b)))
+    }
+
+    fn defer(&mut self, id: Id) {
+        if let Some(entry) = self.entries.get(&id).copied() {
+            self.queues[entry.class].push_back(id);
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn age_classes_are_in_order_and_invert() {
+        let mut last = 0;
+        for age in [
+            1u64,
+            2,
+            3,
+            4,
+            5,
+            6,
+            7,
+            8,
+            9,
+            15,
+            16,
+            1000,
+            1 << 40,
+            u64::MAX,
+        ] {
+            let class = age_class(age);
+            assert!(class >= last && age_floor(class) <= age, "{age}");
+            last = class;
+        }
+    }
+
+    #[test]
+    fn it_learns_that_a_class_never_returns() {
+        let mut policy = CostModel::default();
+        let mut now = 0;
+        // Full blocks return after 50 units; partial ones never do.
+        for round in 0..4000u64 {
+            now += 10;
+            let partial = Facts {
+                is_partial: true,
+                ..Facts::at(now)
+            };
+            policy.insert(1_000_000 + round, &partial);
+            policy.insert(round, &Facts::at(now));
+            if round >= 5 {
+                policy.touch(round - 5, &Facts::at(now));
+            }
+            while policy.len() > 40 {
+                let id = policy.candidate(now).unwrap();
+                policy.remove(id, true);
+            }
+        }
+        let density = |uses, is_partial, age| {
+            policy.counts[class_of(uses, is_partial)].density[age_class(age)]
+        };
+        assert!(
+            density(0, false, 10) > 20.0 * density(0, true, 10),
+            "full ones return"
+        );
+        assert!(
+            density(0, false, 10) > 20.0 * density(1, false, 10),
+            "but only once"
+        );
+        assert!(
+            density(0, false, 40) > 20.0 * density(0, false, 80),
+            "and not after their time"
+        );
+    }
+}
