@@ -39,6 +39,8 @@ pub struct Facts {
     pub way_back: f32,
     /// Whether it is the partial block at the end of a sequence.
     pub is_partial: bool,
+    /// How many earlier prompts the sequence continues that uses it: 0 for a first turn.
+    pub turn: u32,
     /// When it is used next, for the offline bound only; `u64::MAX`: never, or unknown.
     pub next_use: u64,
 }
@@ -52,6 +54,7 @@ impl Facts {
             bytes: 1,
             way_back: 1.0,
             is_partial: false,
+            turn: 0,
             next_use: u64::MAX,
         }
     }

@@ -77,6 +77,8 @@ enum Place {
 struct Held {
     place: Place,
     facts: Facts,
+    /// Turn of the request that computed it.
+    first_turn: u32,
 }
 
 /// A replay under way.
@@ -120,11 +122,16 @@ impl Replay {
     pub fn request(&mut self, request: &Request, next_uses: &[u64]) {
         let found = self.tree.lookup(&self.namespace, &request.blocks).full;
         self.count_hits(request, &found);
+        let turn = found
+            .last()
+            .and_then(|&node| self.tree.get(node))
+            .map_or(0, |h| h.first_turn + 1);
         let facts: Vec<Facts> = next_uses
             .iter()
             .enumerate()
             .map(|(block, &next_use)| Facts {
                 is_partial: (block as u64 + 1) * TRACE_BLOCK_TOKENS > request.input_tokens,
+                turn,
                 next_use,
                 ..Facts::at(request.at_ms)
             })
@@ -134,6 +141,7 @@ impl Replay {
             .insert(&self.namespace, &request.blocks, |block| Held {
                 place: Place::Ram,
                 facts: facts[block],
+                first_turn: turn,
             })
             .path;
         // From the end to the start, so that parents are fresher than their children.
@@ -181,6 +189,8 @@ impl Replay {
             Place::Ram => self.ram.policy.touch(id, &facts),
             Place::Disk => {
                 self.outcome.promoted_blocks += 1;
+                // The use is news to the policy that kept it, too.
+                self.disk.policy.touch(id, &facts);
                 self.disk.policy.remove(id, false);
                 self.ram.policy.insert(id, &facts);
             }

@@ -21,13 +21,19 @@ use super::{Facts, Id, Policy, Queue};
 
 /// Classes by uses so far: 0, 1, 2, 3–4, 5–8, more.
 const USE_CLASSES: usize = 6;
-const CLASSES: usize = USE_CLASSES * 2;
+/// Classes by turn, likewise.
+const TURN_CLASSES: usize = 6;
+const CLASSES: usize = USE_CLASSES * TURN_CLASSES * 2;
 /// Four ages per doubling, over the whole of `u64`.
 const AGES: usize = 256;
 /// Events between two renewals of the table of densities.
 const RENEWAL_EVENTS: u32 = 2048;
 /// What remains of old counts at a renewal.
-const FADE: f32 = 0.95;
+const FADE: f32 = 0.97;
+/// Evicted blocks remembered at least; more where more are held. About 64 bytes each.
+const REMEMBERED: usize = 1 << 15;
+/// Weight of the common hazard in a class's own, in uses.
+const PRIOR_USES: f32 = 20.0;
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -35,7 +41,6 @@ struct Entry {
     uses: u32,
     last_use: u64,
     worth_per_byte: f32,
-    is_partial: bool,
 }
 
 /// Counts of one class: what ended a stay at each age.
@@ -102,14 +107,18 @@ fn age_floor(class: usize) -> u64 {
     }
 }
 
-fn class_of(uses: u32, is_partial: bool) -> usize {
-    let by_uses = match uses {
-        0..=2 => uses as usize,
+fn bucket(count: u32) -> usize {
+    match count {
+        0..=2 => count as usize,
         3..=4 => 3,
         5..=8 => 4,
         _ => 5,
-    };
-    by_uses + if is_partial { USE_CLASSES } else { 0 }
+    }
+}
+
+fn class_of(uses: u32, facts: &Facts) -> usize {
+    let class = bucket(uses) * TURN_CLASSES + bucket(facts.turn);
+    class * 2 + usize::from(facts.is_partial)
 }
 
 impl CostModel {
@@ -124,9 +133,44 @@ impl CostModel {
         };
         column[age] += 1.0;
         self.events += 1;
-        if self.events >= RENEWAL_EVENTS {
-            self.events = 0;
-            self.counts.iter_mut().for_each(renew);
+    }
+
+    /// Renews the table of densities when enough has happened since the last time.
+    fn renew_if_due(&mut self, now: u64) {
+        let known = self.entries.len() + self.gone.len();
+        if self.events < RENEWAL_EVENTS.max(u32::try_from(known / 8).unwrap_or(u32::MAX)) {
+            return;
+        }
+        self.events = 0;
+        let mut alive = vec![vec![0.0f32; AGES]; CLASSES];
+        for entry in self.entries.values().chain(self.gone.values()) {
+            alive[entry.class][age_class(now.saturating_sub(entry.last_use))] += 1.0;
+        }
+        let classes: Vec<Exposure> = self
+            .counts
+            .iter()
+            .zip(&alive)
+            .map(|(c, a)| Exposure::new(c, a))
+            .collect();
+        let sum = |age: usize, column: fn(&Exposure) -> &[f32]| -> f32 {
+            classes.iter().map(|class| column(class)[age]).sum()
+        };
+        // The constants keep an age that nobody reached from having no hazard at all.
+        let pooled: Vec<f32> = (0..AGES)
+            .map(|age| {
+                (sum(age, |e| &e.uses) + 1e-3)
+                    / (sum(age, |e| &e.risk) + age_floor(age) as f32 + 1.0)
+            })
+            .collect();
+        let oldest = (0..AGES)
+            .rev()
+            .find(|&age| sum(age, |e| &e.risk) > 0.0)
+            .unwrap_or(0);
+        for (counts, class) in self.counts.iter_mut().zip(&classes) {
+            densities(&hazards(class, &pooled), oldest, &mut counts.density);
+            for value in counts.uses.iter_mut().chain(&mut counts.ends) {
+                *value *= FADE;
+            }
         }
     }
 
@@ -142,7 +186,7 @@ impl CostModel {
 
     /// Forgets the oldest evicted blocks: they did not come back.
     fn trim_gone(&mut self, now: u64) {
-        while self.gone_order.len() > 2 * self.entries.len().max(64) {
+        while self.gone_order.len() > (2 * self.entries.len()).max(REMEMBERED) {
             let Some(id) = self.gone_order.pop_front() else {
                 return;
             };
@@ -153,24 +197,61 @@ impl CostModel {
     }
 }
 
-/// Recomputes the densities from the counts, from the greatest age down, and fades the counts.
-fn renew(counts: &mut Counts) {
-    let (mut uses, mut stays, mut time) = (0.0f32, 0.0f32, 0.0f32);
-    for age in (0..AGES).rev() {
-        // Everybody who is older than this age spends its whole width.
-        let width = age_floor(age + 1).saturating_sub(age_floor(age)) as f32;
-        time += stays * width;
-        uses += counts.uses[age];
-        stays += counts.uses[age] + counts.ends[age];
-        // Who ends within this age spends half of its width. The constants are the prior of one stay that
-        // ends unused, so that an age nobody reached is worth little, and less the greater it is.
-        let spent = time + 0.5 * width * (counts.uses[age] + counts.ends[age]);
-        let prior = age_floor(age) as f32 + 1.0;
-        counts.density[age] = (uses + 0.01) / (spent + prior);
+/// Uses and time at risk of one class (or of all) at each age.
+struct Exposure {
+    uses: Vec<f32>,
+    risk: Vec<f32>,
+}
+
+impl Exposure {
+    /// `alive` are the stays that have not ended yet, by their age: without them the model would only
+    /// know of ages that somebody came back from.
+    fn new(counts: &Counts, alive: &[f32]) -> Self {
+        let mut risk = vec![0.0; AGES];
+        let mut older = 0.0f32;
+        for age in (0..AGES).rev() {
+            let here = counts.uses[age] + counts.ends[age] + alive[age];
+            risk[age] = age_width(age) * (older + 0.5 * here);
+            older += here;
+        }
+        Self {
+            uses: counts.uses.clone(),
+            risk,
+        }
     }
-    for value in counts.uses.iter_mut().chain(&mut counts.ends) {
-        *value *= FADE;
+}
+
+/// Uses per unit of time at each age in one class, drawn towards `pooled` where the class was seen little.
+fn hazards(class: &Exposure, pooled: &[f32]) -> Vec<f32> {
+    let draw = |(age, &common): (usize, &f32)| {
+        (class.uses[age] + PRIOR_USES) / (class.risk[age] + PRIOR_USES / common)
+    };
+    pooled.iter().enumerate().map(draw).collect()
+}
+
+/// From the hazards, for each age: the greatest uses per unit of time that keeping the block until some
+/// later age, or its use, promises (the Gittins index of the stay).
+fn densities(hazards: &[f32], oldest: usize, out: &mut [f32]) {
+    for age in 0..AGES {
+        let (mut survival, mut uses, mut time, mut best) = (1.0f32, 0.0f32, 0.0f32, 0.0f32);
+        for later in age..AGES.min(oldest + 2).max(age + 1) {
+            let width = age_width(later);
+            let gone = -(-hazards[later] * width).exp_m1();
+            uses += survival * gone;
+            // The mean time spent in this age, by those who come into it.
+            time += survival * gone / hazards[later];
+            survival *= 1.0 - gone;
+            best = best.max(uses / time);
+            if survival < 1e-3 {
+                break;
+            }
+        }
+        out[age] = best;
     }
+}
+
+fn age_width(age: usize) -> f32 {
+    age_floor(age + 1).saturating_sub(age_floor(age)).max(1) as f32
 }
 
 impl Policy for CostModel {
@@ -189,11 +270,10 @@ impl Policy for CostModel {
             uses = entry.uses + 1;
         }
         let entry = Entry {
-            class: class_of(uses, facts.is_partial),
+            class: class_of(uses, facts),
             uses,
             last_use: facts.now,
             worth_per_byte: facts.way_back / facts.bytes.max(1) as f32,
-            is_partial: facts.is_partial,
         };
         self.place(id, entry);
     }
@@ -205,7 +285,7 @@ impl Policy for CostModel {
         self.count(entry.class, facts.now.saturating_sub(entry.last_use), true);
         self.queues[entry.class].remove(id);
         entry.uses = entry.uses.saturating_add(1);
-        entry.class = class_of(entry.uses, entry.is_partial);
+        entry.class = class_of(entry.uses, facts);
         entry.last_use = facts.now;
         entry.worth_per_byte = facts.way_back / facts.bytes.max(1) as f32;
         self.place(id, entry);
@@ -224,6 +304,7 @@ impl Policy for CostModel {
     }
 
     fn candidate(&mut self, now: u64) -> Option<Id> {
+        self.renew_if_due(now);
         let heads = self.queues.iter().filter_map(Queue::front);
         let worth = |id: &Id| {
             self.entries
@@ -295,7 +376,11 @@ mod tests {
             }
         }
         let density = |uses, is_partial, age| {
-            policy.counts[class_of(uses, is_partial)].density[age_class(age)]
+            let facts = Facts {
+                is_partial,
+                ..Facts::at(0)
+            };
+            policy.counts[class_of(uses, &facts)].density[age_class(age)]
         };
         assert!(
             density(0, false, 10) > 20.0 * density(0, true, 10),
