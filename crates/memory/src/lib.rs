@@ -25,6 +25,8 @@
 mod arena;
 pub mod budget;
 pub mod buffer;
+pub mod costs;
+pub mod governor;
 pub mod hash;
 pub mod level;
 pub mod policy;

@@ -232,21 +232,21 @@ fn hazards(class: &Exposure, pooled: &[f32]) -> Vec<f32> {
 /// From the hazards, for each age: the greatest uses per unit of time that keeping the block until some
 /// later age, or its use, promises (the Gittins index of the stay).
 fn densities(hazards: &[f32], oldest: usize, out: &mut [f32]) {
-    for age in 0..AGES {
+    for (age, out) in out.iter_mut().enumerate() {
         let (mut survival, mut uses, mut time, mut best) = (1.0f32, 0.0f32, 0.0f32, 0.0f32);
-        for later in age..AGES.min(oldest + 2).max(age + 1) {
-            let width = age_width(later);
-            let gone = -(-hazards[later] * width).exp_m1();
+        let end = AGES.min(oldest + 2).max(age + 1);
+        for (later, hazard) in hazards.iter().enumerate().take(end).skip(age) {
+            let gone = -(-hazard * age_width(later)).exp_m1();
             uses += survival * gone;
             // The mean time spent in this age, by those who come into it.
-            time += survival * gone / hazards[later];
+            time += survival * gone / hazard;
             survival *= 1.0 - gone;
             best = best.max(uses / time);
             if survival < 1e-3 {
                 break;
             }
         }
-        out[age] = best;
+        *out = best;
     }
 }
 

@@ -1,0 +1,346 @@
+//! The governor: what to demote, spill or drop so that the budget holds at the least expected cost.
+//!
+//! [`plan`] is a pure function from a snapshot to a plan; carrying it out is the business of whoever holds
+//! the blocks. For each candidate and each action it weighs
+//!
+//! ```text
+//!   uses expected within the horizon × (way back afterwards − way back now)  +  work now  +  quality lost
+//!   ─────────────────────────────────────────────────────────────────────────────────────────────────────
+//!                                          bytes freed now
+//! ```
+//!
+//! and takes the cheapest per byte until enough is freed. If that is not enough with one gentle action per
+//! candidate, those that freed little are asked for all they have.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::costs::CostMeter;
+use crate::level::Level;
+
+#[cfg(test)]
+mod tests;
+
+/// A block that may be moved.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// The caller's name for it.
+    pub id: u64,
+    /// Where it is now: a level in RAM.
+    pub level: Level,
+    /// Bytes it is charged now.
+    pub bytes: u64,
+    /// Bytes it takes when hot.
+    pub hot_bytes: u64,
+    /// Tokens it holds.
+    pub tokens: u64,
+    /// Uses expected per second.
+    pub uses_per_s: f64,
+    /// Whether a good copy of it is on disk already.
+    pub is_on_disk: bool,
+    /// Whether a running sequence attends to it: then it stays attendable.
+    pub is_in_use: bool,
+    /// Whether it may be let go without a copy (an unpinned leaf).
+    pub may_drop: bool,
+}
+
+/// A level in RAM that blocks may sink to, as the operator's quality policy allows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sink {
+    /// The level.
+    pub level: Level,
+    /// Bytes there per byte of the hot block, as measured.
+    pub ratio: f64,
+    /// The price of the loss, in microseconds per token and use; 0 for lossless levels.
+    pub quality_price_us: f64,
+}
+
+/// All that a plan depends on.
+#[derive(Clone, Debug, Default)]
+pub struct Situation {
+    /// Bytes to free.
+    pub bytes_to_free: u64,
+    /// Blocks that may be moved.
+    pub candidates: Vec<Candidate>,
+    /// Levels they may sink to.
+    pub sinks: Vec<Sink>,
+    /// Bytes that the disk level still takes; 0 without one.
+    pub disk_room: u64,
+    /// Costs measured on this machine.
+    pub costs: CostMeter,
+    /// Seconds ahead for which uses are counted; at least 1.
+    pub horizon_s: f64,
+}
+
+/// What to do with a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Re-encode it at a lower level in RAM.
+    Demote(Level),
+    /// Write it to disk, then free it.
+    Spill,
+    /// Free it: a copy is on disk.
+    DropCopied,
+    /// Free it: it will be computed anew if it is needed.
+    Drop,
+}
+
+/// One step of a plan, with the figures that decided it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// The candidate.
+    pub id: u64,
+    /// What to do with it.
+    pub action: Action,
+    /// Bytes that frees.
+    pub frees_bytes: u64,
+    /// Expected cost, in microseconds.
+    pub cost_us: f64,
+}
+
+/// What to do, in order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The steps, cheapest per byte first.
+    pub steps: Vec<Step>,
+    /// Bytes they free.
+    pub frees_bytes: u64,
+    /// Bytes that are missing still: sequences must be preempted for them.
+    pub short_bytes: u64,
+}
+
+/// See the [module's description](self).
+#[must_use]
+pub fn plan(situation: &Situation) -> Plan {
+    let mut options: Vec<Step> = situation
+        .candidates
+        .iter()
+        .flat_map(|candidate| steps_for(candidate, situation))
+        .collect();
+    // Ids settle ties, so that one situation has one plan.
+    options.sort_by(|a, b| {
+        per_byte(a)
+            .total_cmp(&per_byte(b))
+            .then(a.id.cmp(&b.id))
+            .then(b.frees_bytes.cmp(&a.frees_bytes))
+    });
+    let mut chosen: BTreeMap<u64, Step> = BTreeMap::new();
+    let mut disk_room = situation.disk_room;
+    let mut freed = choose(
+        &options,
+        situation.bytes_to_free,
+        &mut disk_room,
+        &mut chosen,
+    );
+    if freed < situation.bytes_to_free {
+        // Second round: the thorough actions, in the same order, in place of the gentle ones.
+        options.sort_by(|a, b| {
+            b.frees_bytes
+                .cmp(&a.frees_bytes)
+                .then(per_byte(a).total_cmp(&per_byte(b)))
+                .then(a.id.cmp(&b.id))
+        });
+        freed = choose(
+            &options,
+            situation.bytes_to_free,
+            &mut disk_room,
+            &mut chosen,
+        );
+    }
+    let mut steps: Vec<Step> = chosen.into_values().collect();
+    steps.sort_by(|a, b| per_byte(a).total_cmp(&per_byte(b)).then(a.id.cmp(&b.id)));
+    Plan {
+        steps,
+        frees_bytes: freed,
+        short_bytes: situation.bytes_to_free.saturating_sub(freed),
+    }
+}
+
+fn per_byte(step: &Step) -> f64 {
+    step.cost_us / step.frees_bytes.max(1) as f64
+}
+
+/// Takes options in order until enough is freed; one that frees more replaces an earlier one of its block.
+/// Returns the bytes freed by all that is chosen.
+fn choose(
+    options: &[Step],
+    needed: u64,
+    disk_room: &mut u64,
+    chosen: &mut BTreeMap<u64, Step>,
+) -> u64 {
+    let mut freed: u64 = chosen.values().map(|step| step.frees_bytes).sum();
+    let second_round = !chosen.is_empty();
+    for step in options {
+        if freed >= needed {
+            break;
+        }
+        let before = chosen.get(&step.id).map_or(0, |old| old.frees_bytes);
+        let replaces = before > 0 && (!second_round || before >= step.frees_bytes);
+        if replaces || (step.action == Action::Spill && step.frees_bytes > *disk_room) {
+            continue;
+        }
+        if step.action == Action::Spill {
+            *disk_room -= step.frees_bytes;
+        }
+        freed += step.frees_bytes - before;
+        chosen.insert(step.id, *step);
+    }
+    freed
+}
+
+/// Every action that the candidate's state allows.
+fn steps_for(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for sink in &situation.sinks {
+        let lower = sink.level > candidate.level && sink.level.is_in_ram();
+        if !lower || (candidate.is_in_use && !sink.level.is_attendable()) {
+            continue;
+        }
+        let bytes = (candidate.hot_bytes as f64 * sink.ratio).ceil() as u64;
+        if bytes < candidate.bytes {
+            let work = situation.costs.pack.of(candidate.hot_bytes);
+            let quality = sink.quality_price_us * candidate.tokens as f64;
+            let way_back = situation.costs.way_back_us(
+                Some(sink.level),
+                candidate.tokens,
+                candidate.hot_bytes,
+                bytes,
+            );
+            let frees_bytes = candidate.bytes - bytes;
+            steps.push(step(
+                candidate,
+                situation,
+                (Action::Demote(sink.level), frees_bytes),
+                way_back + quality,
+                work,
+            ));
+        }
+    }
+    if candidate.is_in_use {
+        return steps;
+    }
+    let from_disk = situation.costs.way_back_us(
+        Some(Level::Disk),
+        candidate.tokens,
+        candidate.hot_bytes,
+        candidate.bytes,
+    );
+    if candidate.is_on_disk {
+        steps.push(step(
+            candidate,
+            situation,
+            (Action::DropCopied, candidate.bytes),
+            from_disk,
+            0.0,
+        ));
+    } else if situation.disk_room >= candidate.bytes {
+        let work = situation.costs.disk_write.of(candidate.bytes);
+        steps.push(step(
+            candidate,
+            situation,
+            (Action::Spill, candidate.bytes),
+            from_disk,
+            work,
+        ));
+    }
+    if candidate.may_drop && !candidate.is_on_disk {
+        let anew = situation
+            .costs
+            .way_back_us(None, candidate.tokens, candidate.hot_bytes, 0);
+        steps.push(step(
+            candidate,
+            situation,
+            (Action::Drop, candidate.bytes),
+            anew,
+            0.0,
+        ));
+    }
+    steps
+}
+
+fn step(
+    candidate: &Candidate,
+    situation: &Situation,
+    (action, frees_bytes): (Action, u64),
+    way_back_us: f64,
+    work_us: f64,
+) -> Step {
+    let now_us = situation.costs.way_back_us(
+        Some(candidate.level),
+        candidate.tokens,
+        candidate.hot_bytes,
+        candidate.bytes,
+    );
+    let uses = (candidate.uses_per_s * situation.horizon_s.max(1.0)).max(0.0);
+    Step {
+        id: candidate.id,
+        action,
+        frees_bytes,
+        cost_us: uses * (way_back_us - now_us).max(0.0) + work_us,
+    }
+}
+
+/// Why a plan was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// A new request needs room.
+    Admission,
+    /// The soft mark is passed: work ahead of need.
+    SoftMark,
+    /// The limit was lowered.
+    Shrink,
+}
+
+/// One entry of the decision log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogEntry {
+    /// The caller's clock, in milliseconds.
+    pub at_ms: u64,
+    /// Why a plan was asked for.
+    pub occasion: Occasion,
+    /// Bytes to free.
+    pub bytes_to_free: u64,
+    /// Candidates weighed.
+    pub candidates: usize,
+    /// The plan.
+    pub plan: Plan,
+}
+
+/// The latest decisions, with their figures.
+#[derive(Clone, Debug)]
+pub struct DecisionLog {
+    entries: VecDeque<LogEntry>,
+    room: usize,
+}
+
+impl DecisionLog {
+    /// Keeps the latest `room` entries.
+    #[must_use]
+    pub fn new(room: usize) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            room: room.max(1),
+        }
+    }
+
+    /// Makes a plan and notes it.
+    pub fn plan(&mut self, at_ms: u64, occasion: Occasion, situation: &Situation) -> Plan {
+        let plan = plan(situation);
+        if self.entries.len() == self.room {
+            self.entries.pop_front();
+        }
+        self.entries.push_back(LogEntry {
+            at_ms,
+            occasion,
+            bytes_to_free: situation.bytes_to_free,
+            candidates: situation.candidates.len(),
+            plan: plan.clone(),
+        });
+        plan
+    }
+
+    /// The entries, oldest first.
+    pub fn entries(&self) -> impl Iterator<Item = &LogEntry> {
+        self.entries.iter()
+    }
+}

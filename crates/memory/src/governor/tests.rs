@@ -1,0 +1,194 @@
+use super::*;
+use proptest::prelude::*;
+
+const MIB: u64 = 1 << 20;
+
+fn block(id: u64) -> Candidate {
+    Candidate {
+        id,
+        level: Level::Hot,
+        bytes: MIB,
+        hot_bytes: MIB,
+        tokens: 32,
+        uses_per_s: 0.01,
+        is_on_disk: false,
+        is_in_use: false,
+        may_drop: true,
+    }
+}
+
+fn packed() -> Sink {
+    Sink {
+        level: Level::Packed,
+        ratio: 0.8,
+        quality_price_us: 0.0,
+    }
+}
+
+fn int8() -> Sink {
+    Sink {
+        level: Level::Int8,
+        ratio: 0.5,
+        quality_price_us: 1.0,
+    }
+}
+
+fn situation(bytes_to_free: u64, candidates: Vec<Candidate>) -> Situation {
+    Situation {
+        bytes_to_free,
+        candidates,
+        sinks: vec![packed(), int8()],
+        disk_room: 1 << 40,
+        horizon_s: 60.0,
+        ..Situation::default()
+    }
+}
+
+#[test]
+fn what_is_used_least_goes_first() {
+    let busy = Candidate {
+        uses_per_s: 5.0,
+        ..block(1)
+    };
+    let idle = Candidate {
+        uses_per_s: 0.0001,
+        ..block(2)
+    };
+    let plan = plan(&situation(MIB, vec![busy, idle]));
+    assert_eq!(
+        (plan.steps.len(), plan.steps[0].id, plan.short_bytes),
+        (1, 2, 0)
+    );
+    assert_eq!(plan.steps[0].action, Action::Drop, "not worth a write");
+}
+
+#[test]
+fn what_will_come_back_is_spilled_rather_than_dropped() {
+    let plan = plan(&situation(
+        MIB,
+        vec![Candidate {
+            uses_per_s: 0.02,
+            ..block(1)
+        }],
+    ));
+    assert_eq!(plan.steps[0].action, Action::Spill);
+    let copied = Candidate {
+        is_on_disk: true,
+        ..block(1)
+    };
+    assert_eq!(
+        super::plan(&situation(MIB, vec![copied])).steps[0].action,
+        Action::DropCopied
+    );
+}
+
+#[test]
+fn a_block_in_use_stays_attendable() {
+    let used = Candidate {
+        is_in_use: true,
+        uses_per_s: 0.0,
+        ..block(1)
+    };
+    let plan = plan(&situation(MIB, vec![used]));
+    assert_eq!(plan.steps[0].action, Action::Demote(Level::Int8));
+    assert_eq!((plan.frees_bytes, plan.short_bytes), (MIB / 2, MIB / 2));
+}
+
+#[test]
+fn without_disk_or_leave_to_drop_it_packs() {
+    let pinned = Candidate {
+        may_drop: false,
+        ..block(1)
+    };
+    let mut situation = situation(MIB / 10, vec![pinned]);
+    situation.disk_room = 0;
+    situation.sinks = vec![packed()];
+    assert_eq!(
+        plan(&situation).steps[0].action,
+        Action::Demote(Level::Packed)
+    );
+}
+
+#[test]
+fn gentle_actions_are_replaced_when_they_are_not_enough() {
+    // Very busy blocks: demotion to int8 costs least per byte, but frees half.
+    let busy: Vec<_> = (0..4)
+        .map(|id| Candidate {
+            uses_per_s: 10.0,
+            ..block(id)
+        })
+        .collect();
+    let half = plan(&situation(2 * MIB, busy.clone()));
+    assert!(
+        half.steps
+            .iter()
+            .all(|s| s.action == Action::Demote(Level::Int8))
+    );
+    let all = plan(&situation(4 * MIB, busy));
+    assert_eq!((all.frees_bytes, all.short_bytes), (4 * MIB, 0));
+}
+
+#[test]
+fn the_log_keeps_the_latest() {
+    let mut log = DecisionLog::new(2);
+    for at in 0..5 {
+        log.plan(at, Occasion::Shrink, &situation(MIB, vec![block(1)]));
+    }
+    assert_eq!(log.entries().map(|e| e.at_ms).collect::<Vec<_>>(), [3, 4]);
+}
+
+fn candidate() -> impl Strategy<Value = Candidate> {
+    (0..3usize, 1..MIB, 0.0..10.0f64, any::<[bool; 3]>()).prop_map(
+        |(level, bytes, uses_per_s, flags)| Candidate {
+            level: [Level::Hot, Level::Int8, Level::Packed][level],
+            bytes,
+            uses_per_s,
+            is_on_disk: flags[0],
+            is_in_use: flags[1] && level < 2,
+            may_drop: flags[2],
+            ..block(0)
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn every_plan_is_legal_and_adds_up(
+        mut candidates in prop::collection::vec(candidate(), 0..40),
+        need in 0..20 * MIB,
+        disk_room in 0..10 * MIB,
+    ) {
+        for (id, candidate) in candidates.iter_mut().enumerate() {
+            candidate.id = id as u64;
+        }
+        let mut situation = situation(need, candidates.clone());
+        situation.disk_room = disk_room;
+        let plan = plan(&situation);
+        prop_assert_eq!(&plan, &super::plan(&situation));
+        prop_assert_eq!(plan.frees_bytes, plan.steps.iter().map(|s| s.frees_bytes).sum::<u64>());
+        prop_assert_eq!(plan.short_bytes, need.saturating_sub(plan.frees_bytes));
+        let mut seen = std::collections::HashSet::new();
+        let mut spilled = 0;
+        for step in &plan.steps {
+            prop_assert!(seen.insert(step.id), "one action per block");
+            let c = &candidates[step.id as usize];
+            prop_assert!(step.frees_bytes <= c.bytes && step.frees_bytes > 0 && step.cost_us >= 0.0);
+            match step.action {
+                Action::Demote(to) => prop_assert!(to > c.level && (!c.is_in_use || to.is_attendable())),
+                Action::Spill => { prop_assert!(!c.is_in_use && !c.is_on_disk); spilled += c.bytes; }
+                Action::DropCopied => prop_assert!(!c.is_in_use && c.is_on_disk),
+                Action::Drop => prop_assert!(!c.is_in_use && c.may_drop),
+            }
+        }
+        prop_assert!(spilled <= disk_room);
+        // If it is short, nobody who may go entirely was spared for want of trying.
+        if plan.short_bytes > 0 {
+            for c in candidates.iter().filter(|c| !c.is_in_use && (c.may_drop || c.is_on_disk)) {
+                let freed = plan.steps.iter().find(|s| s.id == c.id).map_or(0, |s| s.frees_bytes);
+                prop_assert_eq!(freed, c.bytes);
+            }
+        }
+    }
+}
