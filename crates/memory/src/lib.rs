@@ -25,6 +25,7 @@
 mod arena;
 pub mod budget;
 pub mod buffer;
+pub mod codec;
 pub mod costs;
 pub mod governor;
 pub mod hash;
