@@ -10,9 +10,6 @@ mod split;
 mod value;
 mod writer;
 
-#[cfg(test)]
-mod tests;
-
 use std::path::{Path, PathBuf};
 
 pub use crate::source::error::ModelFileError;
@@ -71,13 +68,27 @@ impl GgufFile {
     /// # Errors
     /// As [`GgufFile::open`]; a part of a split model is refused.
     pub fn from_vec(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Self, ModelFileError> {
-        let path = name.into();
+        Self::from_memory(name.into(), FileBytes::from_vec(bytes))
+    }
+
+    /// Reads a whole GGUF model that is part of the program; `name` stands for the path in messages.
+    ///
+    /// # Errors
+    /// As [`GgufFile::from_vec`].
+    pub fn from_static(
+        name: impl Into<PathBuf>,
+        bytes: &'static [u8],
+    ) -> Result<Self, ModelFileError> {
+        Self::from_memory(name.into(), FileBytes::from_static(bytes))
+    }
+
+    fn from_memory(path: PathBuf, bytes: FileBytes) -> Result<Self, ModelFileError> {
         let header = header::parse(&bytes, 0).map_err(|fault| fault.at(&path))?;
         if split::read(&header, &path)?.is_some() {
             let reason = "the model is split over several files, which must be opened by path";
             return Err(ModelFileError::config(&path, "split.count", reason));
         }
-        Self::assemble(vec![(path, FileBytes::from_vec(bytes), header)])
+        Self::assemble(vec![(path, bytes, header)])
     }
 
     fn assemble(parts: Vec<(PathBuf, FileBytes, Header)>) -> Result<Self, ModelFileError> {
@@ -128,6 +139,16 @@ impl GgufFile {
             .metadata
             .iter()
             .map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// Empties the arrays of the vocabulary (`tokenizer.ggml.*`), several megabytes in large models, once the tokenizer
+    /// is built from them.
+    pub fn discard_vocabulary(&mut self) {
+        for (key, value) in &mut self.header.metadata {
+            if key.starts_with("tokenizer.ggml.") && value.as_array().is_some() {
+                *value = Value::Array(Array::U8(Vec::new()));
+            }
+        }
     }
 
     /// All tensors in the order of the files.

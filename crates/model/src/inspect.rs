@@ -3,9 +3,6 @@
 mod text;
 mod tokenizer;
 
-#[cfg(test)]
-mod tests;
-
 use std::path::{Path, PathBuf};
 
 use neap_kernels::format::WeightFormat;
@@ -146,7 +143,11 @@ impl Inspection {
         }
     }
 
-    fn of_gguf(file: GgufFile) -> Result<Self, ModelFileError> {
+    /// Looks into an open GGUF model.
+    ///
+    /// # Errors
+    /// As [`Inspection::open`].
+    pub fn of_gguf(file: GgufFile) -> Result<Self, ModelFileError> {
         let mut inspection = Self::of_tensors(file.path(), file.tensors());
         inspection.container = format!("GGUF {}", file.version());
         inspection.files = file.file_count();
@@ -162,7 +163,11 @@ impl Inspection {
         Ok(inspection)
     }
 
-    fn of_folder(folder: HfFolder) -> Result<Self, ModelFileError> {
+    /// Looks into an open Hugging Face folder.
+    ///
+    /// # Errors
+    /// If the configuration does not name its architecture, or the tokenizer cannot be read.
+    pub fn of_folder(folder: HfFolder) -> Result<Self, ModelFileError> {
         let weights = folder.weights();
         let mut inspection = Self::of_tensors(folder.path(), weights.tensors());
         inspection.container = "safetensors".to_owned();

@@ -7,6 +7,7 @@
 //! change under the model. Downloads and conversions should therefore write a new file and rename it.
 #![allow(unsafe_code)]
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::ops::{Deref, Range};
@@ -21,7 +22,7 @@ pub struct FileBytes {
 #[derive(Debug)]
 enum Bytes {
     Mapped(memmap2::Mmap),
-    Owned(Vec<u8>),
+    Memory(Cow<'static, [u8]>),
 }
 
 impl FileBytes {
@@ -49,7 +50,14 @@ impl FileBytes {
     /// A buffer in place of a file, for tests and fuzzing.
     pub fn from_vec(bytes: Vec<u8>) -> Self {
         Self {
-            bytes: Bytes::Owned(bytes),
+            bytes: Bytes::Memory(Cow::Owned(bytes)),
+        }
+    }
+
+    /// Bytes that are part of the program, in place of a file.
+    pub fn from_static(bytes: &'static [u8]) -> Self {
+        Self {
+            bytes: Bytes::Memory(Cow::Borrowed(bytes)),
         }
     }
 
@@ -108,7 +116,7 @@ impl Deref for FileBytes {
     fn deref(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Mapped(mapping) => mapping,
-            Bytes::Owned(bytes) => bytes,
+            Bytes::Memory(bytes) => bytes,
         }
     }
 }

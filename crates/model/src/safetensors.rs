@@ -9,9 +9,6 @@
 mod header;
 mod index;
 
-#[cfg(test)]
-mod tests;
-
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -167,6 +164,26 @@ impl HfFolder {
             config_path,
             config,
             generation,
+            weights,
+        })
+    }
+
+    /// Puts a folder together from the contents of `config.json` and `model.safetensors`; `name` stands for its path.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFiles::open`].
+    pub fn from_vecs(
+        name: impl Into<PathBuf>,
+        config: Vec<u8>,
+        weights: Vec<u8>,
+    ) -> Result<Self, ModelFileError> {
+        let folder = name.into();
+        let weights = SafetensorsFiles::from_vec(folder.join("model.safetensors"), weights)?;
+        Ok(Self {
+            config_path: folder.join("config.json"),
+            folder,
+            config,
+            generation: None,
             weights,
         })
     }

@@ -176,6 +176,14 @@ impl ModelSource {
         }
     }
 
+    /// Frees the copy of the vocabulary that comes with GGUF metadata, once the tokenizer is built from it.
+    pub fn discard_vocabulary(&mut self) {
+        match &mut self.container {
+            Container::Gguf(file) => file.discard_vocabulary(),
+            Container::HuggingFace(_) => {}
+        }
+    }
+
     /// The Hugging Face folder behind this source, if it is one.
     pub fn folder(&self) -> Option<&HfFolder> {
         match &self.container {

@@ -4,12 +4,7 @@ use neap_kernels::format::WeightFormat;
 
 /// Names of the types that are not supported, for messages.
 const OTHER_TYPES: &[(u32, &str)] = &[
-    (3, "Q4_1"),
-    (6, "Q5_0"),
-    (7, "Q5_1"),
     (9, "Q8_1"),
-    (10, "Q2_K"),
-    (11, "Q3_K"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
     (17, "IQ2_XS"),

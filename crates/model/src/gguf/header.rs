@@ -19,8 +19,8 @@ pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 pub(super) const MAGIC: [u8; 4] = *b"GGUF";
 const MAX_KEY_BYTES: usize = 65_535; // the specification's limit
 const MAX_TENSOR_NAME_BYTES: usize = 1024; // 64 in the specification, more in the wild
-const MAX_DIMENSIONS: u32 = 4;
-const MAX_ALIGNMENT: usize = 1 << 20;
+pub(super) const MAX_DIMENSIONS: u32 = 4;
+pub(super) const MAX_ALIGNMENT: usize = 1 << 20;
 /// Key length, a key of one byte, type, a value of one byte.
 const MIN_ENTRY_BYTES: usize = 8 + 1 + 4 + 1;
 /// Name length, a name of one byte, number of dimensions, one dimension, type, offset.

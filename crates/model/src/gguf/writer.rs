@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use neap_kernels::format::WeightFormat;
 
-use super::header::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC};
+use super::header::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_ALIGNMENT, MAX_DIMENSIONS};
 use super::value::{Array, Value};
 use crate::source::tensor::tensor_bytes;
 
@@ -90,7 +90,11 @@ impl Writer {
         }
         if key == ALIGNMENT_KEY {
             self.alignment = match value.as_u32() {
-                Some(alignment) if alignment.is_power_of_two() => alignment as usize,
+                Some(alignment)
+                    if alignment.is_power_of_two() && alignment as usize <= MAX_ALIGNMENT =>
+                {
+                    alignment as usize
+                }
                 _ => return Err(WriteError::Key(key.to_owned())),
             };
         }
@@ -114,6 +118,9 @@ impl Writer {
         };
         if name.is_empty() || self.tensors.iter().any(|tensor| tensor.name == name) {
             return Err(error("the name is empty or appears twice".to_owned()));
+        }
+        if shape.len() > MAX_DIMENSIONS as usize {
+            return Err(error(format!("has {} dimensions", shape.len())));
         }
         let bytes = tensor_bytes(format, shape).map_err(error)?;
         self.tensors.push(Declared {

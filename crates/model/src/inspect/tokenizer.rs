@@ -40,7 +40,11 @@ impl TokenizerSummary {
         let raw: RawTokenizer = serde_json::from_slice(&read_json(&path)?)
             .map_err(|error| ModelFileError::config(&path, "JSON", error.to_string()))?;
         // Added tokens may be part of the vocabulary already: the highest number tells.
-        let highest = raw.added_tokens.iter().map(|token| token.id.saturating_add(1)).max();
+        let highest = raw
+            .added_tokens
+            .iter()
+            .map(|token| token.id.saturating_add(1))
+            .max();
         Ok(Some(Self {
             model: raw.model.kind.unwrap_or_else(|| "unnamed".to_owned()),
             pre: None,

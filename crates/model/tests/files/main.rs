@@ -1,0 +1,10 @@
+//! Model files: read, checked, refused.
+
+mod config;
+mod foreign;
+mod gguf;
+mod hostile;
+mod inspect;
+mod safetensors;
+mod source;
+mod tiny;
