@@ -27,6 +27,7 @@ pub mod budget;
 pub mod buffer;
 pub mod codec;
 pub mod costs;
+pub mod disk;
 pub mod governor;
 pub mod hash;
 pub mod level;
