@@ -1,2 +1,37 @@
-//! Neap.
-fn main() {}
+//! `neap`: the command line.
+#![forbid(unsafe_code)]
+
+mod args;
+mod bench;
+mod bytes;
+mod chat;
+mod failure;
+mod generate;
+mod inspect;
+mod interrupt;
+mod loading;
+mod report;
+mod run;
+mod sampling;
+mod shipped;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt().with_max_level(cli.log).with_writer(std::io::stderr).init();
+    let result = match &cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Bench(command) => bench::run(command),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

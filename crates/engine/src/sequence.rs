@@ -48,26 +48,10 @@ impl Sequence {
         }
     }
 
-    /// The next `n` tokens to compute.
-    pub fn pending(&self, n: usize) -> &[u32] {
-        let start = self.table.len_tokens();
-        &self.tokens[start..start + n]
-    }
-
     /// Splits the sequence into what a forward pass needs of it: the next `n` tokens and the table.
     pub fn chunk(&mut self, n: usize) -> (&[u32], &mut BlockTable) {
         let start = self.table.len_tokens();
         (&self.tokens[start..start + n], &mut self.table)
-    }
-
-    /// All tokens are computed: the last row of logits chooses the next.
-    pub fn is_computed(&self) -> bool {
-        self.table.len_tokens() == self.tokens.len()
-    }
-
-    /// Tokens whose keys and values are whole, for the prefix cache.
-    pub fn computed_tokens(&self) -> &[u32] {
-        &self.tokens[..self.table.len_tokens()]
     }
 
     /// Gives all blocks back; everything is computed again later.

@@ -1,0 +1,254 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::bytes;
+
+/// Runs language models inside a memory budget.
+#[derive(Debug, Parser)]
+#[command(name = "neap", version, propagate_version = true)]
+pub struct Cli {
+    /// Print the log of this level and above to stderr: error, warn, info, debug or trace.
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
+    pub log: tracing_subscriber::filter::LevelFilter,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Continue a text.
+    ///
+    /// The prompt is given as an argument, by --file, or on standard input. The text is streamed to
+    /// standard output; everything else goes to standard error.
+    Run(RunArgs),
+    /// Talk with a model in the terminal.
+    ///
+    /// A message ends with the line. End a line with \ to go on in the next, or put several lines
+    /// between """ and """. Ctrl-C stops an answer, Ctrl-D leaves. /help lists the commands.
+    Chat(ChatArgs),
+    /// Show what a model file holds and what it will cost in memory.
+    Inspect(InspectArgs),
+    /// Measure speed and memory.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+/// The model and what it may use.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    /// A GGUF file or a Hugging Face folder; the small model inside neap if left out.
+    #[arg(short, long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// Memory budget for weights, KV cache and scratch, such as 512MiB or 4GiB.
+    ///
+    /// Left out, it is what the container's limit and the system's available memory leave.
+    #[arg(long, value_name = "SIZE", value_parser = bytes::parse)]
+    pub memory: Option<u64>,
+    /// Threads that compute; as many as the process may use if left out.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Use at most this many tokens of context, though the model could more.
+    #[arg(short, long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// Tokens of a prompt that are computed in one step.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub chunk: u32,
+    /// Whether weights are rearranged for speed at load.
+    #[arg(long, value_enum, default_value_t = Repack::Auto)]
+    pub repack: Repack,
+    /// Instruction set to use instead of the best one (for tests): scalar, avx2, avx512, avx512vnni, …
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    pub isa: Option<neap_kernels::Isa>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Repack {
+    /// When the budget has room for it.
+    Auto,
+    /// Always; refused if it does not fit.
+    Always,
+    /// Never: weights stay in the mapped file and can be dropped by the system.
+    Never,
+}
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// 0 always takes the most likely token; 1 draws from the model's own distribution.
+    #[arg(long, default_value_t = 0.7, allow_negative_numbers = true)]
+    pub temperature: f32,
+    /// Draw only from the K most likely tokens; 0 takes all.
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    pub top_k: usize,
+    /// Draw only from the most likely tokens that together have this probability.
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    pub top_p: f32,
+    /// Draw only from tokens at least this many times as likely as the most likely one.
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    pub min_p: f32,
+    /// Make tokens less likely that were seen lately; 1 does nothing.
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// Tokens that the repetition penalty looks back on.
+    #[arg(long, value_name = "TOKENS", default_value_t = 64)]
+    pub penalty_window: usize,
+    /// Lower a token's logit by this for each time it was produced.
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Lower a token's logit by this if it was produced at all.
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// Equal seeds give equal texts; drawn afresh if left out (-v shows it).
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Add BIAS to a token's logit, as ID=BIAS; -inf bans it. May be repeated.
+    #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Always take the most likely token: the same as --temperature 0.
+    #[arg(long)]
+    pub greedy: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The text to continue.
+    #[arg(value_name = "PROMPT")]
+    pub prompt: Option<OsString>,
+    /// Read the prompt from a file; - is standard input.
+    #[arg(short, long, value_name = "PATH", conflicts_with = "prompt")]
+    pub file: Option<PathBuf>,
+    /// Tokens to produce at most; 0 goes on to the end of the context.
+    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 256)]
+    pub max_tokens: usize,
+    /// End when this text is produced. May be repeated.
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Go on when the model ends its text.
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Read special tokens in the prompt as such, and show those produced.
+    #[arg(long)]
+    pub special: bool,
+    /// Do not print the prompt before its continuation.
+    #[arg(long)]
+    pub no_echo: bool,
+    /// Print tokens, speed, time to first token and peak memory at the end.
+    #[arg(short, long)]
+    pub verbose: bool,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// Instructions that come before the conversation.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Tokens of one answer at most; 0 goes on to the end of the context.
+    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 512)]
+    pub max_tokens: usize,
+    /// Print tokens, speed and memory after each answer.
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Keep the lines typed in this file, instead of the usual place.
+    #[arg(long, value_name = "PATH")]
+    pub history: Option<PathBuf>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A GGUF file or a Hugging Face folder; the small model inside neap if left out.
+    #[arg(value_name = "PATH")]
+    pub path: Option<PathBuf>,
+    /// Tokens of context for the memory estimate; the model's own if left out.
+    #[arg(short, long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// Sequences at once for the memory estimate.
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
+    /// List every tensor.
+    #[arg(short, long)]
+    pub tensors: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Prefill and decode speed of a model, with memory.
+    Model(BenchModelArgs),
+    /// Each kernel against what the machine allows.
+    Kernels(BenchKernelsArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchModelArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Lengths of prompts to prefill.
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "512")]
+    pub prompt: Vec<usize>,
+    /// Tokens to decode.
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    pub generate: usize,
+    /// Tokens already in the context before the measured part.
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "0")]
+    pub depth: Vec<usize>,
+    /// Sequences that decode together.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1")]
+    pub batch: Vec<usize>,
+    /// Measurements of each case; the median is printed with the spread.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub repeat: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchKernelsArgs {
+    /// Threads that compute.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn parse_bias(text: &str) -> Result<(u32, f32), String> {
+    let refused = || format!("{text:?} is not ID=BIAS, for example 42=-5 or 42=-inf");
+    let (id, bias) = text.split_once('=').ok_or_else(refused)?;
+    let id = id.trim().parse().map_err(|_| refused())?;
+    let bias = bias.trim().parse().map_err(|_| refused())?;
+    Ok((id, bias))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn reads_logit_bias() {
+        assert_eq!(parse_bias("7=-inf"), Ok((7, f32::NEG_INFINITY)));
+        assert!(parse_bias("7").is_err());
+        assert!(parse_bias("x=1").is_err());
+    }
+}

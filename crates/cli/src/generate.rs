@@ -1,0 +1,78 @@
+//! Drives the engine for one generation and measures it.
+
+use std::time::{Duration, Instant};
+
+use neap_engine::{AdmissionError, Engine, Event, FinishReason, Request, Usage};
+use neap_model::decoder::Decoder;
+
+use crate::interrupt;
+
+/// How a generation went.
+pub struct Outcome {
+    pub reason: FinishReason,
+    pub usage: Usage,
+    /// From submission to the first token.
+    pub first_token: Duration,
+    /// From the first token to the last.
+    pub decode: Duration,
+    /// The whole text produced.
+    pub text: String,
+}
+
+impl Outcome {
+    /// Tokens of the prompt a second, the first new token's choice included.
+    pub fn prefill_tokens_per_s(&self) -> f64 {
+        let computed = self.usage.prompt_tokens - self.usage.cached_tokens;
+        computed as f64 / self.first_token.as_secs_f64()
+    }
+
+    /// New tokens a second after the first.
+    pub fn decode_tokens_per_s(&self) -> Option<f64> {
+        let tokens = self.usage.new_tokens.checked_sub(1).filter(|&n| n > 0)?;
+        Some(tokens as f64 / self.decode.as_secs_f64())
+    }
+}
+
+/// Runs `request` alone to its end, or until Ctrl-C or until `on_text` refuses a piece of text.
+pub fn generate<D: Decoder>(
+    engine: &mut Engine<D>,
+    request: Request,
+    mut on_text: impl FnMut(&str) -> std::io::Result<()>,
+) -> Result<Outcome, AdmissionError> {
+    let start = Instant::now();
+    let id = engine.submit(request)?;
+    let mut first = None;
+    let mut last = start;
+    let mut text = String::new();
+    loop {
+        let mut events = engine.step();
+        if interrupt::pressed() {
+            events.extend(engine.cancel(id));
+        }
+        for event in events {
+            let (piece, finished) = match event {
+                Event::Token { text, .. } => {
+                    last = Instant::now();
+                    first.get_or_insert(last);
+                    (text, None)
+                }
+                Event::Finished { text, reason, usage, .. } => (text, Some((reason, usage))),
+            };
+            text.push_str(&piece);
+            if on_text(&piece).is_err() && finished.is_none() {
+                // Whoever read the text has gone: the same as a Ctrl-C.
+                interrupt::press();
+            }
+            if let Some((reason, usage)) = finished {
+                let first = first.unwrap_or_else(Instant::now);
+                return Ok(Outcome {
+                    reason,
+                    usage,
+                    first_token: first - start,
+                    decode: last.saturating_duration_since(first),
+                    text,
+                });
+            }
+        }
+    }
+}

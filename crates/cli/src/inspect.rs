@@ -1,0 +1,44 @@
+//! `neap inspect`: what a model file holds and what it will cost in memory.
+
+use std::io::{self, Write};
+
+use neap_kernels::pool;
+use neap_model::decoder::{CpuDecoder, DecoderLimits, kv_layout};
+use neap_model::inspect::Inspection;
+
+use crate::args::InspectArgs;
+use crate::failure::Failure;
+use crate::shipped;
+
+/// Tokens of a step that the scratch estimate is for: the default of `--chunk`.
+const BATCH_TOKENS: usize = 512;
+
+pub fn run(args: &InspectArgs) -> Result<(), Failure> {
+    if args.batch == 0 || args.context == Some(0) {
+        return Err(Failure::new("--context and --batch must be at least 1"));
+    }
+    let mut inspection = match &args.path {
+        Some(path) => Inspection::open(path)?,
+        None => Inspection::of_gguf(shipped::gguf()?)?,
+    };
+    if let Some(config) = &inspection.config
+        && let Ok(layout) = kv_layout(config)
+    {
+        let limits = DecoderLimits { batch_tokens: BATCH_TOKENS.max(args.batch), logit_rows: args.batch };
+        let scratch = CpuDecoder::scratch_bytes(config, &layout, limits, pool::available_threads());
+        let context = args.context.unwrap_or(config.context_length);
+        inspection.set_memory(context as u64, args.batch as u64, scratch);
+    }
+    let text = if args.json {
+        serde_json::to_string_pretty(&inspection)? + "\n"
+    } else if args.tensors {
+        format!("{inspection:#}")
+    } else {
+        inspection.to_string()
+    };
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        // Whoever read the text has gone.
+        Err(why) if why.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,152 @@
+//! Opens a model inside a budget.
+
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::sync::Arc;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use neap_engine::{Engine, EngineConfig};
+use neap_kernels::{Isa, ThreadPool, pool};
+use neap_memory::{Budget, KvPool, OverBudget};
+use neap_model::chat::ChatTemplate;
+use neap_model::decoder::{self, CpuDecoder, Decoder, DecoderLimits, LoadOptions, Model};
+use neap_model::source::ModelSource;
+use neap_model::tokenizer::Tokenizer;
+
+use crate::args::{ModelArgs, Repack};
+use crate::bytes::show;
+use crate::failure::Failure;
+use crate::shipped;
+
+/// Everything that computes, without an engine around it.
+pub struct Parts {
+    pub name: String,
+    pub source: Arc<ModelSource>,
+    pub decoder: CpuDecoder,
+    pub kv: KvPool,
+    pub budget: Budget,
+    pub threads: usize,
+    pub isa: Isa,
+}
+
+/// A model ready to generate.
+pub struct Loaded {
+    pub name: String,
+    pub engine: Engine<CpuDecoder>,
+    pub tokenizer: Tokenizer,
+    pub template: ChatTemplate,
+}
+
+/// Opens the model that `args` name, or the shipped one.
+pub fn open(model: Option<&Path>) -> Result<(String, Arc<ModelSource>), Failure> {
+    match model {
+        Some(path) => Ok((path.display().to_string(), Arc::new(ModelSource::open(path)?))),
+        None => Ok((shipped::NAME.to_owned(), Arc::new(shipped::source()?))),
+    }
+}
+
+/// Loads weights and reserves scratch for `sequences` at once.
+pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> {
+    let (name, source) = open(args.model.as_deref())?;
+    let limit = args.memory.unwrap_or_else(|| neap_memory::default_budget().bytes);
+    let budget = Budget::new(limit);
+    let threads = args.threads.map_or_else(pool::available_threads, usize::from);
+    let pool = Arc::new(ThreadPool::new(threads));
+    let isa = args.isa.unwrap_or_else(Isa::best);
+    let limits = DecoderLimits { batch_tokens: (args.chunk as usize).max(sequences), logit_rows: sequences };
+    let config = source.config();
+    let layout = decoder::kv_layout(config)?;
+    let scratch = CpuDecoder::scratch_bytes(config, &layout, limits, threads);
+    let kv_block_bytes = decoder::kv_block_bytes(config)?;
+    let kv_block = kv_block_bytes as u64;
+    let context = args.context.unwrap_or(config.context_length).min(config.context_length);
+    let blocks = context.div_ceil(decoder::BLOCK_TOKENS) * sequences;
+    check_least(&source, limit, scratch + kv_block)?;
+    let bar = progress_bar();
+    let model = Model::load(
+        Arc::clone(&source),
+        &budget,
+        LoadOptions {
+            repack: match args.repack {
+                Repack::Auto => decoder::Repack::Auto,
+                Repack::Always => decoder::Repack::Always,
+                Repack::Never => decoder::Repack::Never,
+            },
+            // Weights are repacked only where a full context still finds room.
+            reserve_bytes: scratch + kv_block * blocks as u64,
+            pool: &pool,
+            isa,
+            progress: &mut |p| {
+                bar.set_length(p.total_bytes);
+                bar.set_position(p.done_bytes);
+            },
+        },
+    )?;
+    bar.finish_and_clear();
+    let model = Arc::new(model);
+    let mut decoder = CpuDecoder::new(Arc::clone(&model), pool, isa, limits, &budget).map_err(|why| no_room(&why))?;
+    decoder.limit_context(context);
+    let kv = KvPool::new(&budget, kv_block_bytes, decoder::BLOCK_TOKENS);
+    Ok(Parts { name, source, decoder, kv, budget, threads, isa })
+}
+
+/// Loads a model for `sequences` at once.
+pub fn load(args: &ModelArgs, sequences: usize) -> Result<Loaded, Failure> {
+    let parts = load_parts(args, sequences)?;
+    let tokenizer = tokenizer(&parts.source)?;
+    let template = template(&parts.source, &tokenizer)?;
+    let limits = parts.decoder.limits();
+    let config = EngineConfig { batch_tokens: limits.batch_tokens, max_running: sequences };
+    let engine = Engine::new(parts.decoder, Some(tokenizer.clone()), parts.budget, parts.kv, config);
+    Ok(Loaded { name: parts.name, engine, tokenizer, template })
+}
+
+fn tokenizer(source: &ModelSource) -> Result<Tokenizer, Failure> {
+    match (source.gguf(), source.folder()) {
+        (Some(file), _) => Ok(Tokenizer::from_gguf(file)?),
+        (None, Some(folder)) => Ok(Tokenizer::from_hf_folder(folder)?),
+        (None, None) => Err(Failure::new("the model has no tokenizer")),
+    }
+}
+
+fn template(source: &ModelSource, tokenizer: &Tokenizer) -> Result<ChatTemplate, Failure> {
+    Ok(match source.chat_template()? {
+        Some(template) => ChatTemplate::for_tokenizer(&template, tokenizer)?,
+        None => ChatTemplate::fallback(tokenizer)?,
+    })
+}
+
+/// Refuses a budget that can never hold the weights, the scratch and one block.
+fn check_least(source: &ModelSource, limit: u64, other: u64) -> Result<(), Failure> {
+    let weights = source.weight_bytes();
+    let needed = weights + other;
+    if needed <= limit {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "the model needs at least {} of memory ({} weights, {} scratch and the first KV block), and the budget is {}: \
+         give --memory {}MiB or more, a smaller --chunk, or a model quantized further",
+        show(needed),
+        show(weights),
+        show(other),
+        show(limit),
+        needed.div_ceil(1 << 20),
+    )))
+}
+
+fn no_room(why: &OverBudget) -> Failure {
+    Failure::new(format!("the scratch of a step does not fit: {why}; raise --memory or lower --chunk"))
+}
+
+/// Shown only for loads that take a while, and only to people.
+fn progress_bar() -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("loading {bar:30} {bytes} of {total_bytes}, {eta} left");
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar
+}
