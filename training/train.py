@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import pickle
+import signal
 import time
 from pathlib import Path
 
@@ -86,13 +87,15 @@ def main():
         config, params, state = load(args.init)
     else:
         config = model.Config()
-        params = model.init_params(config, args.seed)
+        params = model.plant_recall(config, model.init_params(config, args.seed), args.seed + 1)
         state = optimizer.init_state(params)
     rows = np.load(args.rows)
     tokens, places, weights = (rows[name] for name in ("tokens", "positions", "weights"))
     order = np.random.default_rng(args.seed).permutation(len(tokens))
     print(model.parameter_count(params), "parameters,", len(tokens), "rows", flush=True)
     begin = saved = time.time()
+    stopping = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))  # save, then end
     log = args.out.with_suffix(".jsonl").open("w")
     step = 0
     for step in range(args.steps):
@@ -109,7 +112,7 @@ def main():
         if time.time() - saved > 150:
             save(args.out, config, params, state)
             saved = time.time()
-        if time.time() - begin > args.minutes * 60:
+        if stopping or time.time() - begin > args.minutes * 60:
             break
     save(args.out, config, params, state)
     print("finished after step", step, "in", round(time.time() - begin), "s")
