@@ -20,13 +20,14 @@ pub struct Fetched {
 
 /// Reads a run of blocks ahead of their use. Iterate to get them in order; drop it to stop.
 ///
-/// At most `in_flight` payloads are read or wait to be taken at any time, each charged to the budget as
-/// I/O. A payload for which the budget has no room counts as a miss.
+/// At most `in_flight` payloads are being read, wait, or are the one handed out last, each charged to the
+/// budget as I/O. One that is kept beyond the next call comes on top. A payload for which the budget has no room counts as a miss.
 #[derive(Debug)]
 pub struct Prefetch {
     results: std::vec::IntoIter<Receiver<Fetched>>,
     threads: Vec<JoinHandle<()>>,
-    taken: Arc<Mutex<Receiver<()>>>,
+    taken: Mutex<Receiver<()>>,
+    has_handed_out: bool,
 }
 
 type Job = (BlockHash, SyncSender<Fetched>);
@@ -57,7 +58,8 @@ impl Prefetch {
         let mut prefetch = Self {
             results: results.into_iter(),
             threads: Vec::new(),
-            taken: Arc::new(Mutex::new(taken)),
+            taken: Mutex::new(taken),
+            has_handed_out: false,
         };
         for _ in 0..in_flight.min(keys.len()) {
             let (store, budget) = (Arc::clone(store), budget.clone());
@@ -118,10 +120,13 @@ impl Iterator for Prefetch {
     type Item = Fetched;
 
     fn next(&mut self) -> Option<Fetched> {
-        let fetched = self.results.next()?.recv().ok()?;
-        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = taken.try_recv();
-        Some(fetched)
+        let result = self.results.next()?;
+        if std::mem::replace(&mut self.has_handed_out, true) {
+            // Whoever asks for the next one is done with the last.
+            let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = taken.try_recv();
+        }
+        result.recv().ok()
     }
 }
 

@@ -557,20 +557,33 @@ fn scan_segment(
     let mut offset = SEGMENT_HEAD_BYTES;
     while let Some((at, head)) = next_head(storage, segment, offset, file_bytes) {
         offset = at + head.record_bytes()?;
-        match head.kind {
-            Kind::Removal => index.remove(&head.key),
-            Kind::Block | Kind::Session => index.insert(
-                head.key,
-                Location {
-                    segment,
-                    offset: at,
-                    head,
-                    was_read: false,
-                },
-            ),
+        let location = Location {
+            segment,
+            offset: at,
+            head,
+            was_read: false,
         };
+        if head.kind == Kind::Removal {
+            index.remove(&head.key);
+        } else if !index.contains_key(&head.key) || is_whole(storage, &location) {
+            index.insert(head.key, location);
+        }
     }
     Some(file_bytes)
+}
+
+/// Whether the payload is as it was written. Asked when opening for records that supersede another: one
+/// that a power cut tore must not hide the good one that was acknowledged before it.
+fn is_whole(storage: &dyn Storage, location: &Location) -> bool {
+    let Ok(bytes) = usize::try_from(location.head.payload_bytes) else {
+        return false;
+    };
+    // The record lies within the file, so the file has earned the allocation.
+    let mut payload = vec![0; bytes];
+    let at = location.offset + RECORD_HEAD_BYTES;
+    let name = segment_name(location.segment);
+    storage.read_at(&name, at, &mut payload).is_ok()
+        && payload_checksum(&payload) == location.head.checksum
 }
 
 /// The first valid head at or behind `offset` whose record lies within the file.
