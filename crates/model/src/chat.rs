@@ -15,6 +15,7 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 
+use crate::source::ModelSource;
 use crate::tokenizer::Tokenizer;
 
 /// The prompt that a template may make at most.
@@ -47,6 +48,12 @@ pub enum ChatError {
         /// Line of the template, from 1; 0 where it is not known.
         line: usize,
         /// What is wrong.
+        reason: String,
+    },
+    /// The file that holds the template cannot be read.
+    #[error("{reason}")]
+    File {
+        /// What went wrong, with the name of the file.
         reason: String,
     },
     /// The template itself refused the conversation, with `raise_exception`.
@@ -173,6 +180,20 @@ impl ChatTemplate {
                 .unwrap_or_default()
         };
         Self::new(source, &text(tokenizer.bos()), &text(tokenizer.eos()))
+    }
+
+    /// The template that a model brings, or [`Self::fallback`] where it brings none. `tokenizer` is the model's.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and [`ChatError::File`] if the template cannot be read.
+    pub fn from_source(source: &ModelSource, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
+        let template = source.chat_template().map_err(|error| ChatError::File {
+            reason: error.to_string(),
+        })?;
+        match template {
+            Some(template) => Self::for_tokenizer(&template, tokenizer),
+            None => Self::fallback(tokenizer),
+        }
     }
 
     /// The template for a model that brings none: ChatML where the vocabulary has its tokens, else roles in words

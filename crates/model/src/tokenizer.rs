@@ -9,27 +9,37 @@
 //! user who writes `<s>` gets text unless special tokens are asked for.
 
 mod bpe;
+mod charsmap;
 mod detokenizer;
 mod error;
+mod hf;
 mod metadata;
 mod pretokenize;
 mod special;
+mod spelling;
 mod spm;
 mod stop;
+mod unigram;
 mod vocabulary;
+mod wordpiece;
 
 use std::sync::Arc;
 
 pub use detokenizer::{DetokenizeOptions, Detokenizer};
 pub use error::TokenizerError;
+pub use hf::HfTokenizerFiles;
 pub use metadata::{MetaLookup, MetaValue, vocabulary_from_gguf, vocabulary_from_gguf_metadata};
 pub use vocabulary::{ByteStrings, MAX_TOKENS, TokenType, VocabularyData};
 
 use crate::gguf::GgufFile;
+use crate::safetensors::{HfFolder, read_json};
+use crate::source::{ModelFileError, ModelSource};
 use bpe::{Alphabet, Bpe};
+use hf::HfEncoder;
 use pretokenize::Family;
 use special::{Fragment, SpecialMatcher};
 use spm::Spm;
+use unigram::Unigram;
 use vocabulary::{TextIndex, Vocabulary};
 
 /// How a text is encoded.
@@ -72,6 +82,11 @@ struct Inner {
 enum Algorithm {
     Spm(Spm),
     Bpe(Bpe),
+    Unigram(Unigram),
+    /// Finds special tokens itself, as the following does.
+    WordPiece(HfEncoder),
+    /// Adds BOS and the like itself, too.
+    Hf(HfEncoder),
 }
 
 impl Algorithm {
@@ -106,10 +121,20 @@ impl Algorithm {
                 default.bos = true;
                 (Self::Bpe(bpe), vocabulary)
             }
+            "t5" => {
+                (default.eos, default.space_prefix) = (true, true);
+                let (unigram, vocabulary) = Unigram::new(data, types)?;
+                (Self::Unigram(unigram), vocabulary)
+            }
+            "bert" => {
+                (default.bos, default.sep, default.space_prefix) = (true, true, true);
+                let (encoder, vocabulary) = wordpiece::build(data, types)?;
+                (Self::WordPiece(encoder), vocabulary)
+            }
             other => {
                 return Err(TokenizerError::UnknownModel {
                     model: other.into(),
-                    known: "llama, gpt2, gemma4",
+                    known: "llama, gpt2, gemma4, t5, bert",
                 });
             }
         };
@@ -185,6 +210,72 @@ impl Tokenizer {
         Self::from_vocabulary(&vocabulary_from_gguf_metadata(get)?)
     }
 
+    /// Builds the tokenizer of a Hugging Face folder from the contents of its files.
+    ///
+    /// # Errors
+    /// [`TokenizerError::File`] where a file is not what it should be.
+    pub fn from_hf_files(files: &HfTokenizerFiles<'_>) -> Result<Self, TokenizerError> {
+        let mut parts = hf::read(files)?;
+        let index = TextIndex::of_first(&parts.data.tokens);
+        let mut stop = stop::find_stop_ids(&parts.data, &index, &mut parts.types);
+        stop.extend(parts.stop);
+        stop.sort_unstable();
+        stop.dedup();
+        let vocabulary = Vocabulary::new(parts.surfaces, parts.types, |_, kind| kind.is_piece());
+        Self::assemble(
+            &parts.data,
+            &index,
+            stop,
+            Algorithm::Hf(parts.encoder),
+            vocabulary,
+            parts.adds,
+        )
+    }
+
+    /// Builds the tokenizer of a Hugging Face folder that is open.
+    ///
+    /// # Errors
+    /// As [`Self::from_hf_files`]; also if the folder has no `tokenizer.json`.
+    pub fn from_hf_folder(folder: &HfFolder) -> Result<Self, TokenizerError> {
+        let file_error = |error: &ModelFileError| TokenizerError::File {
+            path: folder.path().to_owned(),
+            reason: error.to_string(),
+        };
+        let path = folder
+            .tokenizer_json()
+            .ok_or_else(|| TokenizerError::File {
+                path: folder.path().to_owned(),
+                reason: "there is no tokenizer.json".into(),
+            })?;
+        let tokenizer = read_json(&path).map_err(|error| file_error(&error))?;
+        let config_path = folder.tokenizer_config_json();
+        let tokenizer_config = config_path
+            .map(|path| read_json(&path))
+            .transpose()
+            .map_err(|error| file_error(&error))?;
+        Self::from_hf_files(&HfTokenizerFiles {
+            path,
+            tokenizer: &tokenizer,
+            tokenizer_config: tokenizer_config.as_deref(),
+            generation_config: folder.generation_config_json(),
+            config: Some(folder.config_json()),
+        })
+    }
+
+    /// Builds the tokenizer that a model brings, in a GGUF file or a Hugging Face folder.
+    ///
+    /// # Errors
+    /// As [`Self::from_gguf`] and [`Self::from_hf_folder`].
+    pub fn from_source(source: &ModelSource) -> Result<Self, TokenizerError> {
+        match (source.gguf(), source.folder()) {
+            (Some(file), _) => Self::from_gguf(file),
+            (None, Some(folder)) => Self::from_hf_folder(folder),
+            (None, None) => Err(TokenizerError::Missing {
+                field: "tokenizer".into(),
+            }),
+        }
+    }
+
     /// Checks a vocabulary and builds the tokenizer for it.
     ///
     /// # Errors
@@ -196,20 +287,29 @@ impl Tokenizer {
         let index = TextIndex::of_all(&data.tokens)?;
         let stop = stop::find_stop_ids(data, &index, &mut types);
         let (algorithm, vocabulary, default) = Algorithm::new(data, &index, types)?;
+        let adds = Additions::new(data, default)?;
+        Self::assemble(data, &index, stop, algorithm, vocabulary, adds)
+    }
+
+    fn assemble(
+        data: &VocabularyData,
+        index: &TextIndex,
+        stop: Vec<u32>,
+        algorithm: Algorithm,
+        vocabulary: Vocabulary,
+        adds: Additions,
+    ) -> Result<Self, TokenizerError> {
         let ids = SpecialIds {
             bos: data.bos,
             eos: data.eos,
-            eot: stop::find_eot(data, &index),
+            eot: stop::find_eot(data, index),
             unk: data.unk,
             sep: data.sep,
             pad: data.pad,
             stop,
         };
-        let special = SpecialMatcher::new(
-            &vocabulary,
-            data.strip_left.clone(),
-            data.strip_right.clone(),
-        )?;
+        let (left, right) = (data.strip_left.clone(), data.strip_right.clone());
+        let special = SpecialMatcher::new(&vocabulary, left, right)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 model: data.model.clone(),
@@ -218,7 +318,7 @@ impl Tokenizer {
                 algorithm,
                 special,
                 ids,
-                adds: Additions::new(data, default)?,
+                adds,
             }),
         })
     }
@@ -230,8 +330,11 @@ impl Tokenizer {
     /// tokens or an unknown token always can.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
         let Inner { adds, ids, .. } = &*self.inner;
-        let mut out = Vec::with_capacity(text.len() / 4 + 2);
-        self.encode_fragments(text, options.parse_special, &mut out)?;
+        let mut out = match &self.inner.algorithm {
+            Algorithm::Hf(encoder) => return encoder.encode(text, options),
+            Algorithm::WordPiece(encoder) => encoder.encode(text, options)?,
+            _ => self.encode_fragments(text, options.parse_special)?,
+        };
         if options.add_bos {
             match ids.bos {
                 Some(bos) if adds.bos && out.first() != Some(&bos) => out.insert(0, bos),
@@ -262,8 +365,7 @@ impl Tokenizer {
         &self,
         text: &str,
         parse_special: bool,
-        out: &mut Vec<u32>,
-    ) -> Result<(), TokenizerError> {
+    ) -> Result<Vec<u32>, TokenizerError> {
         let Inner {
             vocabulary,
             algorithm,
@@ -271,6 +373,8 @@ impl Tokenizer {
             adds,
             ..
         } = &*self.inner;
+        let mut encoded = Vec::with_capacity(text.len() / 4 + 2);
+        let out = &mut encoded;
         let mut after_special = true;
         special.split(text, parse_special, |fragment| {
             match fragment {
@@ -283,11 +387,14 @@ impl Tokenizer {
                     match algorithm {
                         Algorithm::Spm(spm) => spm.encode(vocabulary, text, prefix, offset, out)?,
                         Algorithm::Bpe(bpe) => bpe.encode(vocabulary, text, offset, out)?,
+                        Algorithm::Unigram(unigram) => unigram.encode(text, prefix, out)?,
+                        Algorithm::WordPiece(_) | Algorithm::Hf(_) => {}
                     }
                 }
             }
             Ok(())
-        })
+        })?;
+        Ok(encoded)
     }
 
     /// The text of `tokens`; bytes that are not UTF-8 become U+FFFD.

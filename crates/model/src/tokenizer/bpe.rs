@@ -183,7 +183,7 @@ fn surfaces(
 
 /// The byte that each character of GPT-2's alphabet stands for: printable ones for themselves, the others in order
 /// from U+0100 on.
-fn byte_alphabet() -> HashMap<char, u8> {
+pub(crate) fn byte_alphabet() -> HashMap<char, u8> {
     let printable = |byte: u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut next = 0x100u32;
     let mut map = HashMap::new();
@@ -200,7 +200,7 @@ fn byte_alphabet() -> HashMap<char, u8> {
     map
 }
 
-fn decode_bytes(text: &[u8], bytes_of: &HashMap<char, u8>) -> Option<Vec<u8>> {
+pub(crate) fn decode_bytes(text: &[u8], bytes_of: &HashMap<char, u8>) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(text).ok()?;
     text.chars()
         .map(|char| bytes_of.get(&char).copied())

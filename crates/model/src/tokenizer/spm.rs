@@ -122,20 +122,22 @@ impl Spm {
             spm: self,
             vocabulary,
             text: plain.as_bytes(),
-            offset,
             symbols: Vec::new(),
             queue: BinaryHeap::new(),
             unused: HashMap::new(),
         };
-        if !self.splits_before_spaces {
-            return session.encode_span(&plain, 0, out);
-        }
-        let mut start = 0;
-        for end in word_ends(plain.as_bytes()) {
-            session.encode_span(&plain[start..end], start, out)?;
-            start = end;
-        }
-        Ok(())
+        let encoded = match self.splits_before_spaces {
+            true => session.encode_words(&plain, out),
+            false => session.encode_span(&plain, 0, out),
+        };
+        // Offsets in `plain` are not those of the text given; the first such character in it is meant.
+        encoded.map_err(|error| match error {
+            TokenizerError::Unencodable { piece, .. } => TokenizerError::Unencodable {
+                offset: offset + text.find(&piece).unwrap_or(0),
+                piece,
+            },
+            other => other,
+        })
     }
 }
 
@@ -195,7 +197,6 @@ struct Session<'a> {
     spm: &'a Spm,
     vocabulary: &'a Vocabulary,
     text: &'a [u8],
-    offset: usize,
     symbols: Vec<Symbol>,
     queue: BinaryHeap<Candidate>,
     /// Length of the left part of each merged span that became an unused piece, by its start and length.
@@ -203,6 +204,15 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
+    fn encode_words(&mut self, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        let mut start = 0;
+        for end in word_ends(text.as_bytes()) {
+            self.encode_span(&text[start..end], start, out)?;
+            start = end;
+        }
+        Ok(())
+    }
+
     /// Encodes the span of the text that is `span` and starts at `start`.
     fn encode_span(
         &mut self,
@@ -323,7 +333,7 @@ impl Session<'_> {
         let Some(unk) = self.spm.unk else {
             return Err(TokenizerError::Unencodable {
                 piece: String::from_utf8_lossy(bytes).into_owned(),
-                offset: self.offset + start as usize,
+                offset: start as usize,
             });
         };
         // SentencePiece makes one unknown token of a run of unknown characters.

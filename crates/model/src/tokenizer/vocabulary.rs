@@ -288,6 +288,17 @@ impl TextIndex {
         Ok(())
     }
 
+    /// An index of all `texts`; of equal ones the first.
+    pub fn of_first(texts: &ByteStrings) -> Self {
+        let mut index = Self::with_capacity(texts.len());
+        for (id, text) in (0u32..).zip(texts.iter()) {
+            if !text.is_empty() {
+                let _ = index.insert(texts, id);
+            }
+        }
+        index
+    }
+
     /// An index of all `texts`. Two that are equal are an error; empty ones are left out.
     pub fn of_all(texts: &ByteStrings) -> Result<Self, TokenizerError> {
         let mut index = Self::with_capacity(texts.len());
@@ -334,10 +345,11 @@ impl Vocabulary {
                 (TokenType::Byte, [byte]) => {
                     bytes[usize::from(*byte)].get_or_insert(id);
                 }
-                _ if !surface.is_empty() && is_piece(id, *kind) => {
-                    if pieces.insert(&surfaces, id).is_ok() {
-                        longest_piece = longest_piece.max(surface.len());
-                    }
+                _ if !surface.is_empty()
+                    && is_piece(id, *kind)
+                    && pieces.insert(&surfaces, id).is_ok() =>
+                {
+                    longest_piece = longest_piece.max(surface.len());
                 }
                 _ => {}
             }
