@@ -12,6 +12,8 @@ pub mod ops;
 pub mod pool;
 pub mod rope;
 
+mod simd;
+
 pub use isa::Isa;
 pub use pool::{ThreadPool, WorkerPanic};
 

@@ -2,17 +2,31 @@
 //!
 //! `out[i][r] = Σ_k weights[r][k] * x[i][k]`. With float weights this is one chain of fused
 //! multiply-adds in the order of `k`. With quantized weights the activations are quantized too
-//! (see [`activation`]); each group of 16 or 32 columns is an exact integer dot product, and the
+//! to 8 bits, with a power-of-two scale for each 32 columns (MXINT8); each group of 16 or 32 columns is an exact integer dot product, and the
 //! groups are added by one chain of fused multiply-adds. Nothing in that order depends on the
 //! other rows of `x`, on how work is divided, on the instruction set, or on how the weights are
 //! laid out, so neither do the bits of the result.
 
-mod activation;
+pub(crate) mod activation;
+pub(crate) mod block;
+mod float;
+mod formats;
+mod integer;
+#[cfg(test)]
 mod reference;
+pub(crate) mod strip;
+#[cfg(test)]
+mod tests;
 
 use crate::Context;
-use crate::matrix::{MatrixRef, Weights};
+use crate::format::WeightFormat;
+use crate::matrix::Weights;
+use crate::matrix::layout::has_panels;
 use crate::pool::WorkerPanic;
+use crate::simd::{Kernels, LANES, kernels};
+use activation::{Activations, Needs};
+use block::Tiles;
+use strip::{MAX_ROWS, SCRATCH_BYTES, Strip};
 
 /// One product of a [`matmul`] call.
 pub struct MatmulJob<'a> {
@@ -22,10 +36,15 @@ pub struct MatmulJob<'a> {
     pub out: &'a mut [f32],
 }
 
-/// Working memory of [`matmul`], kept from call to call.
+/// A cache line of working memory.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Working memory of [`matmul`], kept from call to call and grown as needed.
 #[derive(Default)]
 pub struct MatmulScratch {
-    bytes: Vec<u8>,
+    lines: Vec<Line>,
 }
 
 impl MatmulScratch {
@@ -34,64 +53,304 @@ impl MatmulScratch {
         Self::default()
     }
 
-    /// Bytes that a product of `n` rows of `cols` activations with `threads` threads needs.
-    /// Never less for more of anything, so the largest call decides.
+    /// Bytes that products of up to `n` rows of up to `cols` activations need with a pool of
+    /// `threads` threads, whatever the formats.
+    ///
+    /// With many rows they are taken up to 512 at a time, so this stops growing there.
     pub fn bytes_needed(n: usize, cols: usize, threads: usize) -> usize {
-        let activations = n.saturating_mul(cols.saturating_mul(2));
-        activations.saturating_add(threads.saturating_mul(256 << 10))
+        let n = n.min(MAX_ROWS);
+        let quantized = Activations::bytes_needed(Needs::QUANTIZED, n, cols);
+        let values = Activations::bytes_needed(Needs::VALUES, n, cols);
+        quantized.max(values) + threads.max(1) * SCRATCH_BYTES
+    }
+
+    /// Bytes that the same products need where all weights are quantized in a format with integer
+    /// kernels (Q4_0, Q8_0, Q4_K, Q5_K, Q6_K): less than half.
+    pub fn bytes_needed_quantized(n: usize, cols: usize, threads: usize) -> usize {
+        Activations::bytes_needed(Needs::QUANTIZED, n.min(MAX_ROWS), cols)
+            + threads.max(1) * SCRATCH_BYTES
     }
 
     /// Bytes held now.
     pub fn bytes(&self) -> usize {
-        self.bytes.capacity()
+        self.lines.capacity() * size_of::<Line>()
+    }
+
+    /// Allocates for products of up to `n` rows of up to `cols` activations, so that no later call
+    /// within these bounds does.
+    pub fn reserve(&mut self, n: usize, cols: usize, threads: usize) {
+        self.at_least(Self::bytes_needed(n, cols, threads));
+    }
+
+    fn at_least(&mut self, bytes: usize) -> &mut [u8] {
+        let lines = bytes.div_ceil(size_of::<Line>());
+        if self.lines.len() < lines {
+            let more = lines - self.lines.len();
+            self.lines.reserve_exact(more);
+            self.lines.resize(lines, Line([0; 64]));
+        }
+        let len = self.lines.len() * size_of::<Line>();
+        // SAFETY: lines are plain bytes, initialized, without padding.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) }
     }
 }
 
 /// Multiplies `n` rows of activations with the weights of every job, in one parallel region.
 ///
-/// `x` is `[n, cols]`, row-major, shared by the jobs.
+/// `x` is `[n, cols]`, row-major, shared by the jobs. Activations that are NaN, infinite or beyond
+/// 2^107 make the products of their row with quantized weights NaN.
 ///
 /// # Errors
 /// If a worker panicked; the outputs are then unspecified.
 ///
 /// # Panics
-/// If the jobs' `cols` differ, `x` is not `n * cols` long, or an `out` is not `n * rows` long.
+/// If the jobs' `cols` differ, `x` is not `n * cols` long, or an `out` is not `n * rows` long; or
+/// if this machine does not have the context's instruction set.
 pub fn matmul(
     ctx: Context<'_>,
     jobs: &mut [MatmulJob<'_>],
     x: &[f32],
     n: usize,
-    _scratch: &mut MatmulScratch,
+    scratch: &mut MatmulScratch,
 ) -> Result<(), WorkerPanic> {
+    let Some(cols) = jobs.first().map(|job| job.weights.cols()) else {
+        return Ok(());
+    };
+    assert_eq!(x.len(), n * cols, "the length of x");
     for job in jobs.iter() {
-        assert_eq!(x.len(), n * job.weights.cols(), "the length of x");
+        assert_eq!(job.weights.cols(), cols, "the jobs' columns");
         assert_eq!(job.out.len(), n * job.weights.rows(), "the length of out");
     }
-    for job in jobs {
-        let (rows, cols) = (job.weights.rows(), job.weights.cols());
-        if rows == 0 || n == 0 {
+    if cols == 0 {
+        jobs.iter_mut().for_each(|job| job.out.fill(0.0));
+        return Ok(());
+    }
+    let kernels = kernels(ctx.isa);
+    for quantized in [true, false] {
+        let needs = Needs::of(jobs, quantized, kernels.wide_is_signed);
+        if needs == Needs::default() {
             continue;
         }
-        let matrix = match job.weights {
-            Weights::Rows(m) => m,
-            Weights::Panels(p) => match MatrixRef::new(p.format(), rows, cols, p.bytes()) {
-                Ok(m) => m,
-                Err(error) => unreachable!("checked: {error}"),
-            },
-        };
-        let out = std::sync::Mutex::new(&mut *job.out);
-        ctx.pool.run(rows.div_ceil(16), &|task, _| {
-            let (first, last) = (task * 16, rows.min(task * 16 + 16));
-            for i in 0..n {
-                let x = &x[i * cols..][..cols];
-                let mut sums = [0.0; 16];
-                for (sum, row) in sums.iter_mut().zip(first..last) {
-                    *sum = reference::dot_row(&matrix, row, x);
-                }
-                let mut out = out.lock().expect("no panic while held");
-                out[i * rows + first..i * rows + last].copy_from_slice(&sums[..last - first]);
-            }
-        })?;
+        for first in (0..n).step_by(MAX_ROWS) {
+            let rows = MAX_ROWS.min(n - first);
+            let x = &x[first * cols..][..rows * cols];
+            let mut chunk = Chunk::new(ctx, kernels, needs, rows, cols, scratch);
+            chunk.write_activations(x)?;
+            chunk.multiply(jobs, first)?;
+        }
     }
     Ok(())
+}
+
+/// Whether products with this format are made of integer dot products.
+fn is_integer(format: WeightFormat) -> bool {
+    !format.is_float() && has_panels(format)
+}
+
+impl Needs {
+    /// All that integer products may need.
+    const QUANTIZED: Needs = Needs {
+        codes: true,
+        sums: true,
+        offset8: true,
+        offset128: true,
+        offset32_by_16: true,
+        values: false,
+    };
+
+    /// What products by values need.
+    const VALUES: Needs = Needs {
+        codes: false,
+        sums: false,
+        offset8: false,
+        offset128: false,
+        offset32_by_16: false,
+        values: true,
+    };
+
+    /// What the jobs need that are integer products, or those that are not.
+    fn of(jobs: &[MatmulJob<'_>], quantized: bool, wide_is_signed: bool) -> Needs {
+        let mut needs = Needs::default();
+        for job in jobs {
+            let format = job.weights.format();
+            if is_integer(format) != quantized {
+                continue;
+            }
+            needs.codes |= quantized;
+            needs.values |= !quantized;
+            match format {
+                WeightFormat::Q4_0 => needs.offset8 = true,
+                WeightFormat::Q8_0 => needs.offset128 |= !wide_is_signed,
+                WeightFormat::Q4K | WeightFormat::Q5K => needs.sums = true,
+                WeightFormat::Q6K => needs.offset32_by_16 = true,
+                _ => {}
+            }
+        }
+        needs
+    }
+
+    /// Whether a job of this format is multiplied by what is there.
+    fn serve(&self, format: WeightFormat) -> bool {
+        is_integer(format) == self.codes
+    }
+}
+
+/// Up to [`MAX_ROWS`] rows of activations on their way through the jobs of one kind.
+struct Chunk<'a> {
+    ctx: Context<'a>,
+    kernels: &'static Kernels,
+    x: Activations,
+    tiles: Tiles,
+    /// Whether there are so few rows that codes are unpacked as they are used.
+    direct: bool,
+    /// [`SCRATCH_BYTES`] for each worker.
+    workers: *mut u8,
+}
+
+/// Pointers that tasks share: each task uses its own part of what they point to.
+#[derive(Clone, Copy)]
+struct Shared<T>(T);
+
+// SAFETY: the tasks of a region use parts that do not overlap; see where they are used.
+unsafe impl<T> Sync for Shared<T> {}
+
+/// A job's part of the tasks.
+struct Plan<'a> {
+    weights: Weights<'a>,
+    /// The chunk's first row of the result.
+    out: *mut f32,
+    panels: usize,
+    panels_per_task: usize,
+    /// First task of the job.
+    first_task: usize,
+}
+
+impl<'a> Chunk<'a> {
+    fn new(
+        ctx: Context<'a>,
+        kernels: &'static Kernels,
+        needs: Needs,
+        rows: usize,
+        cols: usize,
+        scratch: &mut MatmulScratch,
+    ) -> Self {
+        let bytes = Activations::bytes_needed(needs, rows, cols);
+        let memory = scratch.at_least(bytes + ctx.pool.threads() * SCRATCH_BYTES);
+        let (activations, workers) = memory.split_at_mut(bytes);
+        let direct = rows <= 2 * kernels.direct_tile;
+        let width = if direct {
+            kernels.direct_tile
+        } else {
+            kernels.tile
+        };
+        Chunk {
+            ctx,
+            kernels,
+            tiles: Tiles::new(rows, width),
+            direct,
+            x: Activations::place(needs, rows, cols, activations),
+            workers: workers.as_mut_ptr(),
+        }
+    }
+
+    /// Writes the activations as the kernels read them.
+    fn write_activations(&mut self, x: &[f32]) -> Result<(), WorkerPanic> {
+        /// Values below which a region of their own is not worth opening.
+        const SERIAL: usize = 16 << 10;
+        /// Values in a task.
+        const TASK: usize = 8 << 10;
+        let (tiles, cols) = (self.tiles, self.x.cols);
+        let shared = Shared(self.x);
+        let write_tile = self.kernels.write_tile;
+        let write = |first: usize, count: usize| {
+            let to = &{ &shared }.0;
+            for (row, width) in (first..first + count).map_while(|tile| tiles.tile(tile)) {
+                // SAFETY: the arrays were placed; every tile is one task's; `kernels` gives only
+                // what this machine has.
+                unsafe { write_tile(to, x[row * cols..][..width * cols].as_ptr(), row, width) }
+            }
+        };
+        if x.len() <= SERIAL {
+            write(0, tiles.count());
+            return Ok(());
+        }
+        let per_task = (TASK / (tiles.width * cols)).max(1);
+        let tasks = tiles.count().div_ceil(per_task);
+        self.ctx
+            .pool
+            .run(tasks, &|task, _| write(task * per_task, per_task))
+    }
+
+    /// Multiplies with the weights of all jobs that the activations serve; `first` is the number of
+    /// the chunk's first row.
+    fn multiply(&mut self, jobs: &mut [MatmulJob<'_>], first: usize) -> Result<(), WorkerPanic> {
+        let tiles_per_task = self.tiles_per_task(jobs);
+        let row_tasks = self.tiles.full.div_ceil(tiles_per_task).max(1);
+        let (plans, tasks) = self.plan(jobs, first);
+        let shared = Shared((plans.as_slice(), self.x, self.workers));
+        let (run_strip, direct, tiles) = (self.kernels.run_strip, self.direct, self.tiles);
+        self.ctx.pool.run(tasks * row_tasks, &|task, worker| {
+            let (plans, x, workers) = { &shared }.0;
+            let (tiles, task) = (tiles.part(task / tasks, tiles_per_task), task % tasks);
+            let at = plans.partition_point(|plan| plan.first_task <= task) - 1;
+            let plan = &plans[at];
+            let panel = (task - plan.first_task) * plan.panels_per_task;
+            let out = plan.out.wrapping_add(tiles.0 * plan.weights.rows());
+            let strip = Strip {
+                weights: plan.weights,
+                panels: (panel, plan.panels.min(panel + plan.panels_per_task)),
+                x,
+                row: tiles.0,
+                tiles: tiles.1,
+                direct,
+                out,
+                scratch: workers.wrapping_add(worker * SCRATCH_BYTES),
+            };
+            // SAFETY: the activations are written for these kernels; every task has its own part
+            // of `out` and every worker its own scratch; `kernels` gives only what this machine
+            // has.
+            unsafe { run_strip(&strip) }
+        })
+    }
+
+    /// Tiles of activations in a task: all, unless there are too few strips to share out.
+    fn tiles_per_task(&self, jobs: &[MatmulJob<'_>]) -> usize {
+        /// Tiles below which unpacking would cost too much.
+        const LEAST: usize = 8;
+        let panels: usize = jobs
+            .iter()
+            .filter(|job| self.x.needs.serve(job.weights.format()))
+            .map(|job| job.weights.rows().div_ceil(LANES))
+            .sum();
+        let strips = panels.div_ceil(self.kernels.panels).max(1);
+        let parts = (4 * self.ctx.pool.threads()).div_ceil(strips);
+        self.tiles.full.div_ceil(parts).max(LEAST)
+    }
+
+    /// Cuts the jobs that the activations serve into tasks of some panels each, and counts them.
+    fn plan<'j>(&self, jobs: &'j mut [MatmulJob<'_>], first: usize) -> (Vec<Plan<'j>>, usize) {
+        /// Multiplications that make a task worth claiming: about 20 µs.
+        const TASK: usize = 4 << 20;
+        let mut tasks = 0;
+        let mut plans = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            if !self.x.needs.serve(job.weights.format()) || job.weights.rows() == 0 {
+                continue;
+            }
+            let panels = job.weights.rows().div_ceil(LANES);
+            let of_panel = LANES * self.x.cols * self.x.n.max(16);
+            let fair = panels.div_ceil(8 * self.ctx.pool.threads());
+            let wanted = (TASK / of_panel).clamp(1, fair.max(1));
+            let panels_per_task = wanted.next_multiple_of(self.kernels.panels);
+            plans.push(Plan {
+                weights: job.weights,
+                out: job.out[first * job.weights.rows()..].as_mut_ptr(),
+                panels,
+                panels_per_task,
+                first_task: tasks,
+            });
+            tasks += panels.div_ceil(panels_per_task);
+        }
+        (plans, tasks)
+    }
 }

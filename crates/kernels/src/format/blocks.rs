@@ -120,16 +120,18 @@ fn fifth_bits(bytes: &[u8], codes: &mut [i8]) {
 }
 
 /// The 6-bit scales and minima of Q4_K and Q5_K: `(scales, mins)`.
-pub(crate) fn unpack_scales_6bit(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
-    let (mut scales, mut mins) = ([0; 8], [0; 8]);
-    for i in 0..4 {
-        let (scale, min, both) = (bytes[i], bytes[4 + i], bytes[8 + i]);
-        scales[i] = scale & 0x3F;
-        mins[i] = min & 0x3F;
-        scales[4 + i] = both & 0xF | scale >> 6 << 4;
-        mins[4 + i] = both >> 4 | min >> 6 << 4;
-    }
-    (scales, mins)
+///
+/// Four bytes at a time: words 0 and 1 hold the lower six bits of the first four scales and
+/// minima, word 2 the lower four bits of the others, whose upper two are those of words 0 and 1.
+#[inline(always)]
+pub(crate) fn unpack_scales_words([scales, mins, both]: [u32; 3]) -> ([u8; 8], [u8; 8]) {
+    const SIX: u32 = 0x3F3F_3F3F;
+    const FOUR: u32 = 0x0F0F_0F0F;
+    const UPPER: u32 = 0x3030_3030;
+    let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    let scales = join(scales & SIX, both & FOUR | scales >> 2 & UPPER);
+    let mins = join(mins & SIX, both >> 4 & FOUR | mins >> 2 & UPPER);
+    (scales.to_le_bytes(), mins.to_le_bytes())
 }
 
 fn decode_q2k(block: &[u8], out: &mut DecodedBlock) {
@@ -174,7 +176,10 @@ fn decode_q4k(block: &[u8], out: &mut DecodedBlock) {
 
 fn scales_q4k(block: &[u8], out: &mut DecodedBlock) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-    let (scales, mins) = unpack_scales_6bit(&block[4..16]);
+    let (scales, mins) = unpack_scales_words(std::array::from_fn(|i| {
+        let at = 4 + i * 4;
+        u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+    }));
     out.group_len = 32;
     for g in 0..8 {
         out.scales[g] = d * f32::from(scales[g]);

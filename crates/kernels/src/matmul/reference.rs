@@ -1,30 +1,17 @@
 //! The products in plain Rust, straight from the rows: what every kernel must give, bit for bit.
 
-use super::activation::{GROUP_LEN, Group, quantize_group};
-use crate::format::{DecodedBlock, WeightFormat, decode_block};
+use super::activation::{GROUP_LEN, Group, quantize_group, scaled};
+use super::is_integer;
+use crate::format::{DecodedBlock, decode_block};
 use crate::matrix::MatrixRef;
 
-/// `out[i] = Σ_k weights[row][k] * x[i][k]` for `n` rows of activations.
+/// The product of one row of weights with one row of activations.
 pub(crate) fn dot_row(weights: &MatrixRef<'_>, row: usize, x: &[f32]) -> f32 {
-    if weights.format().is_float() {
-        float_dot(weights, row, x)
-    } else if integer_products(weights.format()) {
+    if is_integer(weights.format()) {
         quantized_dot(weights, row, x)
     } else {
         float_dot(weights, row, x)
     }
-}
-
-/// Whether products of this format are made of integer dot products with 8-bit activations.
-pub(crate) fn integer_products(format: WeightFormat) -> bool {
-    matches!(
-        format,
-        WeightFormat::Q4_0
-            | WeightFormat::Q8_0
-            | WeightFormat::Q4K
-            | WeightFormat::Q5K
-            | WeightFormat::Q6K
-    )
 }
 
 /// One chain of fused multiply-adds in the order of the columns.
@@ -66,10 +53,10 @@ fn add_group(block: &DecodedBlock, group: usize, codes: &[i8], x: &Group, sum: f
             .zip(x_codes)
             .map(|(a, b)| i32::from(*a) * i32::from(*b))
             .sum();
-        sum = block.scales[at].mul_add(x.scaled(dot), sum);
+        sum = block.scales[at].mul_add(scaled(x.magic, dot), sum);
         if block.has_mins {
             let total = x_codes.iter().map(|b| i32::from(*b)).sum();
-            sum = (-block.mins[at]).mul_add(x.scaled(total), sum);
+            sum = (-block.mins[at]).mul_add(scaled(x.magic, total), sum);
         }
     }
     sum

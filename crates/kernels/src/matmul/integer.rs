@@ -1,0 +1,224 @@
+//! The product kernel on quantized weights, written once for every format and instruction set.
+
+use super::activation::GROUP_LEN;
+use super::block::{Product, Quantized};
+use crate::matrix::layout::SUPERBLOCK;
+use crate::simd::Simd;
+
+/// An array of what the expression gives for each panel. A loop rather than a closure: closures are
+/// not sure to be compiled with the instruction set's features.
+macro_rules! each {
+    ($panels:expr, $panel:ident => $body:expr) => {{
+        let $panel = $panels[0];
+        let mut all = [$body; R];
+        for r in 1..R {
+            let $panel = $panels[r];
+            all[r] = $body;
+        }
+        all
+    }};
+}
+pub(super) use each;
+
+/// What a group's step reads of the activations of a tile.
+#[derive(Clone, Copy)]
+struct Tile {
+    codes: *const i8,
+    starts: *const i32,
+    magic: *const f32,
+    sums: *const f32,
+}
+
+/// See [`Block::product`](super::block::Block::product).
+///
+/// # Safety
+/// The pointers of `args` are good for what it says, and see [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn product<S: Simd, F: Quantized, const R: usize, const W: usize>(
+    args: &Product<R>,
+) {
+    let x = &args.x;
+    let starts = x.starts(F::starts(S::WIDE_IS_SIGNED));
+    for tile in 0..args.tiles {
+        let row = args.row + tile * W;
+        // SAFETY: `sums` has all rows of all tiles, and the activations have them too; for the
+        // offsets see `Activations::write_tile`.
+        unsafe {
+            let out = args.sums.add(tile * W * R * 16);
+            let mut sums = load_sums::<S, R, W>(out, args.fresh);
+            for superblock in args.superblocks.0..args.superblocks.1 {
+                let first = superblock * SUPERBLOCK;
+                let len = SUPERBLOCK.min(x.cols - first);
+                let at = first * x.n + row * len;
+                let x = Tile {
+                    codes: x.codes.add(at),
+                    starts: starts.add(at / F::GROUP),
+                    magic: x.magic.add(at / GROUP_LEN),
+                    sums: x.sums.wrapping_add(at / GROUP_LEN),
+                };
+                let skip = (superblock - args.superblocks.0) * args.step;
+                let mut panels = args.panels;
+                for panel in &mut panels {
+                    *panel = panel.add(skip);
+                }
+                add_superblock::<S, F, R, W>(&panels, len, x, &mut sums);
+            }
+            store_sums::<S, R, W>(out, &sums);
+        }
+    }
+}
+
+/// # Safety
+/// `W * R * 16` values can be read at `from`, and see [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn load_sums<S: Simd, const R: usize, const W: usize>(
+    from: *const f32,
+    fresh: bool,
+) -> [[S::F; R]; W] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [[S::splat(0.0); R]; W];
+        if !fresh {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::load(from.add((i * R + r) * 16));
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// # Safety
+/// `W * R * 16` values can be written at `to`, and see [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn store_sums<S: Simd, const R: usize, const W: usize>(
+    to: *mut f32,
+    sums: &[[S::F; R]; W],
+) {
+    for (i, sums) in sums.iter().enumerate() {
+        for (r, sum) in sums.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { S::store(to.add((i * R + r) * 16), *sum) }
+        }
+    }
+}
+
+/// # Safety
+/// See [`product`].
+#[inline(always)]
+unsafe fn add_superblock<S: Simd, F: Quantized, const R: usize, const W: usize>(
+    panels: &[*const u8; R],
+    len: usize,
+    x: Tile,
+    sums: &mut [[S::F; R]; W],
+) {
+    for group in 0..len / F::GROUP {
+        // SAFETY: every group is within the superblock.
+        unsafe { add_group::<S, F, R, W>(panels, len, group, x, sums) }
+    }
+}
+
+/// Adds one group: an exact integer sum for each output, then one multiply-add, and one more where
+/// there are minima.
+///
+/// # Safety
+/// See [`product`].
+#[inline(always)]
+unsafe fn add_group<S: Simd, F: Quantized, const R: usize, const W: usize>(
+    panels: &[*const u8; R],
+    len: usize,
+    group: usize,
+    x: Tile,
+    sums: &mut [[S::F; R]; W],
+) {
+    // SAFETY: the superblock and the tile have the group.
+    unsafe {
+        let mut dots = [[S::splat_i(0); R]; W];
+        for (i, dots) in dots.iter_mut().enumerate() {
+            *dots = [S::splat_i(*x.starts.add(group * W + i)); R];
+        }
+        let x_codes = x.codes.add(group * F::GROUP * W);
+        for j in 0..F::GROUP / 4 {
+            let codes = each!(panels, panel => F::codes::<S>(panel, len, group, j));
+            for (i, dots) in dots.iter_mut().enumerate() {
+                let x = x_codes.add((j * W + i) * 4);
+                for (dot, codes) in dots.iter_mut().zip(codes) {
+                    *dot = if F::WIDE {
+                        S::dot_wide(*dot, codes, x)
+                    } else {
+                        S::dot(*dot, codes, x)
+                    };
+                }
+            }
+        }
+        let of_32 = group * F::GROUP / GROUP_LEN;
+        let scales = each!(panels, panel => F::scales::<S>(panel, len, group));
+        for (i, (sums, dots)) in sums.iter_mut().zip(dots).enumerate() {
+            let magic = S::splat(*x.magic.add(of_32 * W + i));
+            for (r, (sum, dot)) in sums.iter_mut().zip(dots).enumerate() {
+                *sum = S::mul_add(S::sub(S::bits_to_f(dot), magic), scales[r], *sum);
+            }
+        }
+        if F::HAS_MIN {
+            let mins = each!(panels, panel => F::mins::<S>(panel, len, group));
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let total = S::splat(*x.sums.add(of_32 * W + i));
+                for (sum, min) in sums.iter_mut().zip(mins) {
+                    *sum = S::neg_mul_add(total, min, *sum);
+                }
+            }
+        }
+    }
+}
+
+/// Unpacks a superblock: the codes of each group in order, then the scales, then the minima.
+///
+/// # Safety
+/// `from` is a superblock of `len` columns, `to` has room for it expanded, and see [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn expand<S: Simd, F: Quantized>(from: *const u8, len: usize, to: *mut u8) {
+    for group in 0..len / F::GROUP {
+        // SAFETY: every group is within the superblock.
+        unsafe { expand_group::<S, F>(from, len, group, to) }
+    }
+}
+
+/// # Safety
+/// See [`expand`].
+#[inline(always)]
+unsafe fn expand_group<S: Simd, F: Quantized>(
+    from: *const u8,
+    len: usize,
+    group: usize,
+    to: *mut u8,
+) {
+    // SAFETY: the superblock has the group, before and after.
+    unsafe {
+        for j in 0..F::GROUP / 4 {
+            let codes = F::codes::<S>(from, len, group, j);
+            S::store_b(to.add((group * (F::GROUP / 4) + j) * 64), codes);
+        }
+        let scales = to.add(expanded_scales(len) + group * 64).cast();
+        S::store(scales, F::scales::<S>(from, len, group));
+        if F::HAS_MIN {
+            let mins = to.add(expanded_mins::<F>(len) + group * 64).cast();
+            S::store(mins, F::mins::<S>(from, len, group));
+        }
+    }
+}
+
+/// Where the scales of an expanded superblock stand.
+pub(super) fn expanded_scales(len: usize) -> usize {
+    len * 16
+}
+
+/// Where the minima of an expanded superblock stand.
+pub(super) fn expanded_mins<F: Quantized>(len: usize) -> usize {
+    expanded_scales(len) + len / F::GROUP * 64
+}
+
+/// Bytes of an expanded superblock.
+pub(super) fn expanded_bytes<F: Quantized>(len: usize) -> usize {
+    expanded_mins::<F>(len) + if F::HAS_MIN { len / F::GROUP * 64 } else { 0 }
+}
