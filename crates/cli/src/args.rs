@@ -51,7 +51,7 @@ pub struct ModelArgs {
     /// Threads that compute; as many as the process may use if left out.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Use at most this many tokens of context, though the model could more.
+    /// Tokens of context; what the model was made for if left out.
     #[arg(short, long, value_name = "TOKENS")]
     pub context: Option<usize>,
     /// Tokens of a prompt that are computed in one step.

@@ -185,7 +185,7 @@ impl Chat<'_> {
         };
         interrupt::clear();
         let mut out = io::stdout().lock();
-        let outcome = generate::generate(&mut self.loaded.engine, request, |text| {
+        let outcome = generate::generate(&mut self.loaded.engine, request, "", |text| {
             out.write_all(text.as_bytes())?;
             out.flush()
         })?;

@@ -33,14 +33,19 @@ impl Outcome {
     }
 }
 
-/// Runs `request` alone to its end, or until Ctrl-C or until `on_text` refuses a piece of text.
+/// Runs `request` alone to its end, or until Ctrl-C or until `on_text` refuses a piece of text. Once
+/// the request is taken in, `on_text` is given `echo` first.
 pub fn generate<D: Decoder>(
     engine: &mut Engine<D>,
     request: Request,
+    echo: &str,
     mut on_text: impl FnMut(&str) -> std::io::Result<()>,
 ) -> Result<Outcome, AdmissionError> {
     let start = Instant::now();
     let id = engine.submit(request)?;
+    if on_text(echo).is_err() {
+        interrupt::press();
+    }
     let mut first = None;
     let mut last = start;
     let mut text = String::new();

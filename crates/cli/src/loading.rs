@@ -1,7 +1,6 @@
 //! Opens a model inside a budget.
 
 use std::io::{self, IsTerminal};
-use std::path::Path;
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -37,17 +36,27 @@ pub struct Loaded {
     pub template: ChatTemplate,
 }
 
-/// Opens the model that `args` name, or the shipped one.
-pub fn open(model: Option<&Path>) -> Result<(String, Arc<ModelSource>), Failure> {
-    match model {
-        Some(path) => Ok((path.display().to_string(), Arc::new(ModelSource::open(path)?))),
-        None => Ok((shipped::NAME.to_owned(), Arc::new(shipped::source()?))),
+/// Opens the model that `args` name, or the shipped one, with the context that they ask for.
+fn open(args: &ModelArgs) -> Result<(String, Arc<ModelSource>), Failure> {
+    let (name, mut source) = match &args.model {
+        Some(path) => (path.display().to_string(), ModelSource::open(path)?),
+        None => (shipped::NAME.to_owned(), shipped::source()?),
+    };
+    let made_for = source.config().context_length;
+    match args.context {
+        Some(0) => return Err(Failure::new("--context must be at least 1")),
+        Some(context) if context > made_for => {
+            eprintln!("neap: a context of {context} tokens is more than the {made_for} that the model was made for");
+        }
+        _ => {}
     }
+    source.set_context_length(args.context.unwrap_or(made_for));
+    Ok((name, Arc::new(source)))
 }
 
 /// Loads weights and reserves scratch for `sequences` at once.
 pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> {
-    let (name, source) = open(args.model.as_deref())?;
+    let (name, source) = open(args)?;
     let limit = args.memory.unwrap_or_else(|| neap_memory::default_budget().bytes);
     let budget = Budget::new(limit);
     let threads = args.threads.map_or_else(pool::available_threads, usize::from);
@@ -59,8 +68,7 @@ pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> 
     let scratch = CpuDecoder::scratch_bytes(config, &layout, limits, threads);
     let kv_block_bytes = decoder::kv_block_bytes(config)?;
     let kv_block = kv_block_bytes as u64;
-    let context = args.context.unwrap_or(config.context_length).min(config.context_length);
-    let blocks = context.div_ceil(decoder::BLOCK_TOKENS) * sequences;
+    let blocks = config.context_length.div_ceil(decoder::BLOCK_TOKENS) * sequences;
     check_least(&source, limit, scratch + kv_block)?;
     let bar = progress_bar();
     let model = Model::load(
@@ -84,8 +92,7 @@ pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> 
     )?;
     bar.finish_and_clear();
     let model = Arc::new(model);
-    let mut decoder = CpuDecoder::new(Arc::clone(&model), pool, isa, limits, &budget).map_err(|why| no_room(&why))?;
-    decoder.limit_context(context);
+    let decoder = CpuDecoder::new(Arc::clone(&model), pool, isa, limits, &budget).map_err(|why| no_room(&why))?;
     let kv = KvPool::new(&budget, kv_block_bytes, decoder::BLOCK_TOKENS);
     Ok(Parts { name, source, decoder, kv, budget, threads, isa })
 }
@@ -96,7 +103,13 @@ pub fn load(args: &ModelArgs, sequences: usize) -> Result<Loaded, Failure> {
     let tokenizer = tokenizer(&parts.source)?;
     let template = template(&parts.source, &tokenizer)?;
     let limits = parts.decoder.limits();
-    let config = EngineConfig { batch_tokens: limits.batch_tokens, max_running: sequences };
+    let config = EngineConfig {
+        batch_tokens: limits.batch_tokens,
+        max_running: sequences,
+        fingerprint: parts.source.fingerprint()?,
+        // One user: there is nobody to keep anything from.
+        secret: [0; 32],
+    };
     let engine = Engine::new(parts.decoder, Some(tokenizer.clone()), parts.budget, parts.kv, config);
     Ok(Loaded { name: parts.name, engine, tokenizer, template })
 }

@@ -29,11 +29,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     };
     interrupt::install();
     let mut out = io::stdout().lock();
-    if !args.no_echo {
-        // Whoever closed the pipe will be noticed at the first piece of text.
-        let _ = out.write_all(prompt.as_bytes()).and_then(|()| out.flush());
-    }
-    let outcome = generate::generate(&mut loaded.engine, request, |text| {
+    let echo = if args.no_echo { "" } else { &prompt };
+    let outcome = generate::generate(&mut loaded.engine, request, echo, |text| {
         out.write_all(text.as_bytes())?;
         out.flush()
     })?;

@@ -2,10 +2,11 @@
 //!
 //! No threads, clocks or I/O of its own: whoever drives it calls [`Engine::step`] until it is idle.
 
-use neap_memory::{BlockTable, Budget, ChargeKind, KvPool};
+use neap_memory::{BlockTable, Budget, ChargeKind, Fingerprint, KvPool};
 use neap_model::decoder::{Decoder, LogitsWanted, SequenceChunk};
 use neap_model::tokenizer::Tokenizer;
 
+use crate::cache::{CacheStats, PrefixCache};
 use crate::request::{AdmissionError, Event, FinishReason, Request, RequestId};
 use crate::schedule::{self, Candidate, Plan, Snapshot};
 use crate::sequence::{Limits, Sequence};
@@ -17,11 +18,15 @@ pub struct EngineConfig {
     pub batch_tokens: usize,
     /// Sequences that run at once at most.
     pub max_running: usize,
+    /// The model and everything else that the contents of a block depend on.
+    pub fingerprint: Fingerprint,
+    /// Keeps tenants from guessing the names of each other's cached blocks: random.
+    pub secret: [u8; 32],
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { batch_tokens: 512, max_running: 32 }
+        Self { batch_tokens: 512, max_running: 32, fingerprint: Fingerprint::of_parts(&[]), secret: [0; 32] }
     }
 }
 
@@ -32,6 +37,7 @@ pub struct Engine<D> {
     stop_ids: Vec<u32>,
     budget: Budget,
     kv: KvPool,
+    cache: PrefixCache,
     config: EngineConfig,
     /// Both in order of rank.
     running: Vec<Sequence>,
@@ -56,6 +62,7 @@ impl<D: Decoder> Engine<D> {
             tokenizer,
             stop_ids,
             budget,
+            cache: PrefixCache::new(kv.block_tokens(), config.secret, config.fingerprint),
             kv,
             config,
             running: Vec::new(),
@@ -70,7 +77,9 @@ impl<D: Decoder> Engine<D> {
         self.check(&request)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        let sequence = Sequence::new(id, request, BlockTable::new(&self.kv), self.tokenizer.as_ref());
+        let namespace = self.cache.namespace(&request.tenant);
+        let table = BlockTable::new(&self.kv);
+        let sequence = Sequence::new(id, request, table, namespace, self.tokenizer.as_ref());
         self.enqueue(sequence);
         Ok(id)
     }
@@ -112,14 +121,37 @@ impl<D: Decoder> Engine<D> {
         self.waiting.insert(at, sequence);
     }
 
-    /// Takes a request back; its blocks are free at once. `None` if it is not here.
+    /// Takes a request back; what it computed stays in the prefix cache while there is room. `None`
+    /// if it is not here.
     pub fn cancel(&mut self, id: RequestId) -> Option<Event> {
         for queue in [&mut self.running, &mut self.waiting] {
             if let Some(at) = queue.iter().position(|s| s.id == id) {
-                return Some(queue.remove(at).finished(FinishReason::Cancelled));
+                let sequence = queue.remove(at);
+                sequence.leave_to(&mut self.cache);
+                return Some(sequence.finished(FinishReason::Cancelled));
             }
         }
         None
+    }
+
+    /// Figures of the prefix cache.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.cache.stats()
+    }
+
+    /// Gives back every cached block that no running sequence uses.
+    pub fn clear_cache(&mut self) {
+        self.cache.clear(&self.budget);
+    }
+
+    /// Checks the laws of budget, blocks, tables and cache.
+    ///
+    /// # Errors
+    /// A description of the first law that is broken.
+    pub fn check_conservation(&self) -> Result<(), String> {
+        self.kv.check_conservation()?;
+        self.cache.check_conservation()?;
+        self.running.iter().try_for_each(|s| s.table.check_conservation())
     }
 
     /// Nothing runs and nothing waits.
@@ -170,21 +202,39 @@ impl<D: Decoder> Engine<D> {
         events
     }
 
-    fn plan(&self) -> Plan {
+    fn plan(&mut self) -> Plan {
+        // A budget that shrank is paid from the cache first.
+        self.cache.make_room(&self.budget, 0);
         let block_bytes = self.kv.charged_block_bytes();
-        let (limit, charged) = (self.budget.limit(), self.budget.charged());
-        let candidates = |queue: &[Sequence]| queue.iter().map(Sequence::candidate).collect::<Vec<Candidate>>();
+        let free_blocks = (self.budget.available() / block_bytes) as usize + self.cache.evictable_blocks();
+        let running: Vec<Candidate> = self.running.iter().map(Sequence::running_candidate).collect();
         let plan = schedule::plan(&Snapshot {
-            running: &candidates(&self.running),
-            waiting: &candidates(&self.waiting),
-            free_blocks: (limit.saturating_sub(charged) / block_bytes) as usize,
-            deficit_blocks: charged.saturating_sub(limit).div_ceil(block_bytes) as usize,
+            running: &running,
+            waiting: &self.admissible(),
+            free_blocks,
+            deficit_blocks: self.budget.excess().div_ceil(block_bytes) as usize,
             block_tokens: self.kv.block_tokens(),
             batch_tokens: self.config.batch_tokens,
             max_running: self.config.max_running,
         });
         tracing::trace!(?plan, "planned a step");
         plan
+    }
+
+    /// The first of the waiting, up to one whose prefix another is computing: it waits to share it.
+    fn admissible(&self) -> Vec<Candidate> {
+        let mut candidates = Vec::new();
+        let places = self.config.max_running.saturating_sub(self.running.len());
+        for (index, sequence) in self.waiting.iter().take(places).enumerate() {
+            let hit = sequence.peek(&self.cache);
+            let mut ahead = self.running.iter().filter(|s| s.is_in_prefill()).chain(&self.waiting[..index]);
+            let worth_waiting = hit.tokens + self.kv.block_tokens();
+            if ahead.any(|other| sequence.common_prefix(other) > worth_waiting) {
+                break;
+            }
+            candidates.push(sequence.waiting_candidate(hit));
+        }
+        candidates
     }
 
     fn starve(&mut self, index: usize, events: &mut Vec<Event>) {
@@ -199,12 +249,15 @@ impl<D: Decoder> Engine<D> {
 
     /// Carries out admissions and preemptions; gives the chunks as ids, since indices change.
     fn rearrange(&mut self, plan: &Plan) -> Vec<(RequestId, usize)> {
-        self.running.extend(self.waiting.drain(..plan.admit));
+        for mut sequence in self.waiting.drain(..plan.admit) {
+            sequence.attach(&mut self.cache);
+            self.running.push(sequence);
+        }
         let chunks = plan.chunks.iter().map(|&(i, tokens)| (self.running[i].id, tokens)).collect();
         for &index in plan.preempt.iter().rev() {
             let mut sequence = self.running.remove(index);
             tracing::debug!(request = sequence.id.0, tokens = sequence.table.len_tokens(), "preempted");
-            sequence.preempt();
+            sequence.preempt(&mut self.cache);
             self.enqueue(sequence);
         }
         self.running.sort_by_key(Sequence::rank);
@@ -217,6 +270,10 @@ impl<D: Decoder> Engine<D> {
         let mut reserved = Vec::with_capacity(chunks.len());
         for (index, sequence) in self.running.iter_mut().enumerate() {
             let Some(&(_, tokens)) = chunks.iter().find(|(id, _)| *id == sequence.id) else { continue };
+            let candidate = sequence.running_candidate();
+            let blocks = (candidate.computed_tokens + tokens).div_ceil(self.kv.block_tokens());
+            let new = blocks.saturating_sub(candidate.held_blocks) as u64;
+            self.cache.make_room(&self.budget, new * self.kv.charged_block_bytes());
             match sequence.table.reserve(tokens) {
                 Ok(()) => reserved.push((index, tokens)),
                 Err(why) => tracing::debug!(request = sequence.id.0, %why, "no room in this step"),
@@ -235,7 +292,7 @@ impl<D: Decoder> Engine<D> {
                 continue;
             }
             next.next();
-            let last = sequence.candidate().pending_tokens == tokens;
+            let last = sequence.running_candidate().pending_tokens == tokens;
             wants_token.push(last);
             let (tokens, table) = sequence.chunk(tokens);
             let logits = if last { LogitsWanted::Last } else { LogitsWanted::None };
@@ -251,6 +308,8 @@ impl<D: Decoder> Engine<D> {
             Ok(logits) => {
                 let mut rows = logits.chunks_exact_mut(vocab_size);
                 for (&(index, _), &wanted) in chunks.iter().zip(&wants_token) {
+                    // Before the table goes on, so that those who wait for this prefix find it.
+                    self.running[index].share(&mut self.cache);
                     if !wanted {
                         continue;
                     }
@@ -267,6 +326,7 @@ impl<D: Decoder> Engine<D> {
         }
         for (index, reason) in finished.into_iter().rev() {
             let sequence = self.running.remove(index);
+            sequence.leave_to(&mut self.cache);
             events.push(sequence.finished(reason));
         }
     }

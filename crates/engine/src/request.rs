@@ -33,6 +33,8 @@ pub struct Request {
     pub show_special: bool,
     /// With each token its log probability and those of this many most likely tokens.
     pub top_logprobs: Option<usize>,
+    /// Whose request it is: cached prefixes are shared within a tenant only.
+    pub tenant: String,
     /// Larger runs first; equal priorities run in order of arrival.
     pub priority: i32,
 }

@@ -13,8 +13,10 @@ pub struct Candidate {
     pub computed_tokens: usize,
     /// Tokens known but not yet computed; one for a sequence that decodes.
     pub pending_tokens: usize,
-    /// Blocks that preempting the sequence would free.
+    /// Blocks that need no more room: those that the sequence may write to, and those that it shares.
     pub held_blocks: usize,
+    /// Blocks that preempting the sequence would free.
+    pub freeable_blocks: usize,
 }
 
 /// All that a plan depends on.
@@ -91,7 +93,7 @@ impl<'a> Planner<'a> {
         while deficit > 0 {
             let Some(victim) = self.victim_after(None) else { return };
             self.preempted[victim] = true;
-            deficit = deficit.saturating_sub(self.snapshot.running[victim].held_blocks);
+            deficit = deficit.saturating_sub(self.snapshot.running[victim].freeable_blocks);
         }
     }
 
@@ -100,7 +102,7 @@ impl<'a> Planner<'a> {
     fn victim_after(&self, index: Option<usize>) -> Option<usize> {
         let first = index.map_or(0, |i| i + 1);
         (first..self.snapshot.running.len()).rev().find(|&i| {
-            !self.preempted[i] && self.chunk_tokens[i] == 0 && self.snapshot.running[i].held_blocks > 0
+            !self.preempted[i] && self.chunk_tokens[i] == 0 && self.snapshot.running[i].freeable_blocks > 0
         })
     }
 
@@ -134,8 +136,7 @@ impl<'a> Planner<'a> {
     /// Blocks beyond those held that `tokens` more tokens take.
     fn blocks_for(&self, candidate: &Candidate, tokens: usize) -> usize {
         let total = (candidate.computed_tokens + tokens).div_ceil(self.snapshot.block_tokens);
-        let held = candidate.computed_tokens.div_ceil(self.snapshot.block_tokens);
-        total.saturating_sub(held.max(candidate.held_blocks))
+        total.saturating_sub(candidate.held_blocks)
     }
 
     fn decode(&mut self) {
@@ -167,11 +168,14 @@ impl<'a> Planner<'a> {
         while self.blocks_for(&candidate, tokens) > self.free_blocks {
             let Some(victim) = self.victim_after(Some(index)) else { break };
             self.preempted[victim] = true;
-            self.free_blocks += self.snapshot.running[victim].held_blocks;
+            self.free_blocks += self.snapshot.running[victim].freeable_blocks;
         }
         let needed = self.blocks_for(&candidate, tokens);
         if needed > self.free_blocks {
             tokens = self.tokens_that_fit(&candidate).min(tokens);
+        }
+        if tokens == 0 {
+            return;
         }
         self.free_blocks -= self.blocks_for(&candidate, tokens);
         self.tokens_left -= tokens;
@@ -179,8 +183,7 @@ impl<'a> Planner<'a> {
     }
 
     fn tokens_that_fit(&self, candidate: &Candidate) -> usize {
-        let held = candidate.computed_tokens.div_ceil(self.snapshot.block_tokens).max(candidate.held_blocks);
-        ((held + self.free_blocks) * self.snapshot.block_tokens).saturating_sub(candidate.computed_tokens)
+        ((candidate.held_blocks + self.free_blocks) * self.snapshot.block_tokens).saturating_sub(candidate.computed_tokens)
     }
 
     fn finish(self) -> Plan {
@@ -202,12 +205,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// A sequence that shares no block.
+    fn candidate(computed_tokens: usize, pending_tokens: usize) -> Candidate {
+        let blocks = computed_tokens.div_ceil(32);
+        Candidate { computed_tokens, pending_tokens, held_blocks: blocks, freeable_blocks: blocks }
+    }
+
     fn decoding(computed: usize) -> Candidate {
-        Candidate { computed_tokens: computed, pending_tokens: 1, held_blocks: computed.div_ceil(32) }
+        candidate(computed, 1)
     }
 
     fn prompt(tokens: usize) -> Candidate {
-        Candidate { computed_tokens: 0, pending_tokens: tokens, held_blocks: 0 }
+        candidate(0, tokens)
     }
 
     fn snapshot<'a>(running: &'a [Candidate], waiting: &'a [Candidate], free: usize) -> Snapshot<'a> {
@@ -264,7 +273,7 @@ mod tests {
         let one = (0_usize..200, 1_usize..200, any::<bool>()).prop_map(move |(done, pending, decodes)| {
             let computed = if running { done } else { 0 };
             let pending = if decodes && running && done > 0 { 1 } else { pending };
-            Candidate { computed_tokens: computed, pending_tokens: pending, held_blocks: computed.div_ceil(32) }
+            candidate(computed, pending)
         });
         proptest::collection::vec(one, n)
     }
@@ -281,7 +290,7 @@ mod tests {
             let all: Vec<Candidate> = running.iter().chain(&waiting).copied().collect();
             let tokens: usize = plan.chunks.iter().map(|&(_, n)| n).sum();
             prop_assert!(tokens <= s.batch_tokens);
-            let freed: usize = plan.preempt.iter().map(|&i| running[i].held_blocks).sum();
+            let freed: usize = plan.preempt.iter().map(|&i| running[i].freeable_blocks).sum();
             let taken: usize = plan.chunks.iter().map(|&(i, n)| {
                 (all[i].computed_tokens + n).div_ceil(32) - all[i].computed_tokens.div_ceil(32)
             }).sum();

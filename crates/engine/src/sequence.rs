@@ -1,8 +1,9 @@
 //! One generation while it is in the engine.
 
-use neap_memory::BlockTable;
+use neap_memory::{BlockTable, Namespace};
 use neap_model::tokenizer::{DetokenizeOptions, Detokenizer, Tokenizer};
 
+use crate::cache::{Hit, PrefixCache};
 use crate::request::{Event, FinishReason, Request, RequestId, Usage};
 use crate::sampling::{self, Sampler};
 use crate::schedule::Candidate;
@@ -12,6 +13,10 @@ pub(crate) struct Sequence {
     pub id: RequestId,
     pub table: BlockTable,
     pub usage: Usage,
+    /// Blocks, counted from the first, that the prefix cache may hold too.
+    cached_blocks: usize,
+    was_preempted: bool,
+    namespace: Namespace,
     request: Request,
     /// Prompt, then answer.
     tokens: Vec<u32>,
@@ -21,12 +26,21 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    pub fn new(id: RequestId, request: Request, table: BlockTable, tokenizer: Option<&Tokenizer>) -> Self {
+    pub fn new(
+        id: RequestId,
+        request: Request,
+        table: BlockTable,
+        namespace: Namespace,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Self {
         let options = DetokenizeOptions { skip_special: !request.show_special, ..DetokenizeOptions::continuation() };
         Self {
             id,
             table,
             usage: Usage { prompt_tokens: request.prompt.len(), ..Usage::default() },
+            cached_blocks: 0,
+            was_preempted: false,
+            namespace,
             tokens: request.prompt.clone(),
             sampler: Sampler::new(request.sampling.clone()),
             stop: StopMatcher::new(&request.stop_strings),
@@ -40,12 +54,81 @@ impl Sequence {
         (std::cmp::Reverse(self.request.priority), self.id)
     }
 
-    pub fn candidate(&self) -> Candidate {
+    /// The sequence as the scheduler sees it while it runs.
+    pub fn running_candidate(&self) -> Candidate {
+        let block_tokens = self.table.block_tokens();
+        let computed_tokens = self.table.len_tokens();
+        let blocks = self.table.blocks();
+        // A shared block that is not full is copied before it is written.
+        let partial = (!computed_tokens.is_multiple_of(block_tokens)).then(|| computed_tokens / block_tokens);
+        let copied = partial.is_some_and(|index| blocks[index].is_shared());
+        let is_freeable = |(index, block): (usize, &neap_memory::Block)| {
+            block.claims() <= if index < self.cached_blocks { 2 } else { 1 }
+        };
         Candidate {
-            computed_tokens: self.table.len_tokens(),
-            pending_tokens: self.tokens.len() - self.table.len_tokens(),
-            held_blocks: self.table.len_blocks(),
+            computed_tokens,
+            pending_tokens: self.tokens.len() - computed_tokens,
+            held_blocks: blocks.len() - usize::from(copied),
+            freeable_blocks: blocks.iter().enumerate().filter(|&b| is_freeable(b)).count(),
         }
+    }
+
+    /// The sequence as the scheduler sees it while it waits and the cache holds `hit` of it.
+    pub fn waiting_candidate(&self, hit: Hit) -> Candidate {
+        Candidate {
+            computed_tokens: hit.tokens,
+            pending_tokens: self.tokens.len() - hit.tokens,
+            held_blocks: hit.shared_blocks,
+            freeable_blocks: 0,
+        }
+    }
+
+    /// What the cache holds of the sequence.
+    pub fn peek(&self, cache: &PrefixCache) -> Hit {
+        cache.peek(&self.namespace, &self.tokens)
+    }
+
+    /// Takes over what the cache holds of the sequence.
+    pub fn attach(&mut self, cache: &mut PrefixCache) {
+        cache.attach(&self.namespace, &self.tokens, &mut self.table);
+        self.cached_blocks = self.table.len_blocks();
+        let found = self.table.len_tokens();
+        if self.was_preempted {
+            self.usage.recomputed_tokens -= found.min(self.usage.recomputed_tokens);
+        } else {
+            self.usage.cached_tokens = found;
+        }
+    }
+
+    /// Shares the full blocks with the cache, so that others need not compute them.
+    pub fn share(&mut self, cache: &mut PrefixCache) {
+        let full = self.table.len_full_blocks();
+        if full > self.cached_blocks {
+            let tokens = full * self.table.block_tokens();
+            cache.insert(&self.namespace, &self.tokens[..tokens], &self.table);
+            self.cached_blocks = full;
+        }
+    }
+
+    /// Leaves everything computed to the cache.
+    pub fn leave_to(&self, cache: &mut PrefixCache) {
+        let computed = self.table.len_tokens();
+        if computed > 0 {
+            cache.insert(&self.namespace, &self.tokens[..computed], &self.table);
+        }
+    }
+
+    /// Tokens that both sequences begin with, if they may share blocks.
+    pub fn common_prefix(&self, other: &Self) -> usize {
+        if self.request.tenant != other.request.tenant {
+            return 0;
+        }
+        self.tokens.iter().zip(&other.tokens).take_while(|(a, b)| a == b).count()
+    }
+
+    /// Tokens of the prompt are yet to be computed.
+    pub fn is_in_prefill(&self) -> bool {
+        self.tokens.len() - self.table.len_tokens() > 1
     }
 
     /// Splits the sequence into what a forward pass needs of it: the next `n` tokens and the table.
@@ -54,10 +137,14 @@ impl Sequence {
         (&self.tokens[start..start + n], &mut self.table)
     }
 
-    /// Gives all blocks back; everything is computed again later.
-    pub fn preempt(&mut self) {
+    /// Leaves everything computed to the cache and gives all blocks up; what the cache has to evict
+    /// meanwhile is computed again later.
+    pub fn preempt(&mut self, cache: &mut PrefixCache) {
+        self.leave_to(cache);
         self.usage.recomputed_tokens += self.table.len_tokens();
+        self.was_preempted = true;
         self.table.clear();
+        self.cached_blocks = 0;
     }
 
     /// Chooses the next token and says what it means: events, and the reason if it was the last.

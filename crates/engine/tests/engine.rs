@@ -90,6 +90,10 @@ fn engine(blocks: usize, config: EngineConfig) -> Engine<FakeDecoder> {
     Engine::new(FakeDecoder::new(), None, budget, kv, config)
 }
 
+fn config(batch_tokens: usize, max_running: usize) -> EngineConfig {
+    EngineConfig { batch_tokens, max_running, ..EngineConfig::default() }
+}
+
 fn request(prompt: &[u32], n: usize) -> Request {
     Request { prompt: prompt.to_vec(), max_new_tokens: Some(n), ..Request::default() }
 }
@@ -117,7 +121,9 @@ fn run(engine: &mut Engine<FakeDecoder>) -> Results {
     let mut results = Results::default();
     for _ in 0..20_000 {
         if engine.is_idle() {
-            assert_eq!(engine.budget().charged(), 0, "an idle engine holds no block");
+            engine.check_conservation().unwrap();
+            let held = engine.budget().charged() / BLOCK_BYTES as u64;
+            assert_eq!(held, engine.cache_stats().evictable_blocks as u64, "idle, only the cache holds blocks");
             return results;
         }
         results.take(engine.step());
@@ -127,7 +133,7 @@ fn run(engine: &mut Engine<FakeDecoder>) -> Results {
 
 #[test]
 fn many_sequences_together_give_what_each_gives_alone() {
-    let mut engine = engine(1000, EngineConfig { batch_tokens: 16, max_running: 8 });
+    let mut engine = engine(1000, config(16, 8));
     let prompts: Vec<Vec<u32>> = (1..12).map(|i| (0..i * 3).map(|t| (t * i) as u32 % 97).collect()).collect();
     let ids: Vec<RequestId> = prompts.iter().map(|p| engine.submit(request(p, 20)).unwrap()).collect();
     let results = run(&mut engine);
@@ -139,7 +145,7 @@ fn many_sequences_together_give_what_each_gives_alone() {
 
 #[test]
 fn a_tight_budget_preempts_and_loses_nothing() {
-    let mut engine = engine(12, EngineConfig { batch_tokens: 16, max_running: 8 });
+    let mut engine = engine(12, config(16, 8));
     let prompts: Vec<Vec<u32>> = (0..6).map(|i| vec![i; 5]).collect();
     let ids: Vec<RequestId> = prompts.iter().map(|p| engine.submit(request(p, 30)).unwrap()).collect();
     let results = run(&mut engine);
@@ -152,7 +158,7 @@ fn a_tight_budget_preempts_and_loses_nothing() {
 
 #[test]
 fn a_shrinking_budget_fails_nothing() {
-    let mut engine = engine(40, EngineConfig { batch_tokens: 16, max_running: 8 });
+    let mut engine = engine(40, config(16, 8));
     let prompts: Vec<Vec<u32>> = (0..4).map(|i| vec![i; 9]).collect();
     let ids: Vec<RequestId> = prompts.iter().map(|p| engine.submit(request(p, 25)).unwrap()).collect();
     let mut results = Results::default();
@@ -218,6 +224,7 @@ fn cancelling_frees_the_blocks_at_once() {
     assert!(engine.budget().charged() > 0);
     let event = engine.cancel(id).unwrap();
     assert!(matches!(event, Event::Finished { reason: FinishReason::Cancelled, .. }));
+    engine.clear_cache();
     assert_eq!(engine.budget().charged(), 0);
     assert!(engine.cancel(id).is_none());
     assert!(engine.is_idle());
@@ -237,8 +244,57 @@ fn a_failed_step_ends_its_requests_and_not_the_engine() {
 }
 
 #[test]
+fn a_known_prefix_is_not_computed_again() {
+    let mut engine = engine(100, config(64, 8));
+    let prompt: Vec<u32> = (0..50).collect();
+    let first = engine.submit(request(&prompt, 10)).unwrap();
+    let results = run(&mut engine);
+    assert_eq!(results.finished[&first].1.cached_tokens, 0);
+    // The second turn of the same conversation.
+    let mut turn = prompt.clone();
+    turn.extend(&results.tokens[&first]);
+    turn.extend([7, 8, 9]);
+    let second = engine.submit(request(&turn, 10)).unwrap();
+    // Another that leaves the first prompt within a block.
+    let mut other = prompt[..30].to_vec();
+    other.extend([90, 91]);
+    let third = engine.submit(request(&other, 10)).unwrap();
+    let results = run(&mut engine);
+    assert_eq!(results.finished[&second].1.cached_tokens, 59, "all but the last token, which was never computed");
+    assert_eq!(results.finished[&third].1.cached_tokens, 30);
+    assert_eq!(results.tokens[&second], expected(&turn, 10));
+    assert_eq!(results.tokens[&third], expected(&other, 10));
+}
+
+#[test]
+fn a_burst_with_one_prefix_computes_it_once() {
+    let mut engine = engine(100, config(64, 8));
+    let prefix: Vec<u32> = (0..80).collect();
+    let ids: Vec<RequestId> = (0..7)
+        .map(|i| {
+            let mut prompt = prefix.clone();
+            prompt.push(i);
+            engine.submit(request(&prompt, 5)).unwrap()
+        })
+        .collect();
+    let results = run(&mut engine);
+    let cached: Vec<usize> = ids.iter().map(|id| results.finished[id].1.cached_tokens).collect();
+    assert_eq!(cached, [0, 80, 80, 80, 80, 80, 80]);
+}
+
+#[test]
+fn tenants_do_not_share() {
+    let mut engine = engine(100, config(64, 8));
+    let prompt: Vec<u32> = (0..50).collect();
+    engine.submit(Request { tenant: "a".into(), ..request(&prompt, 2) }).unwrap();
+    run(&mut engine);
+    let other = engine.submit(Request { tenant: "b".into(), ..request(&prompt, 2) }).unwrap();
+    assert_eq!(run(&mut engine).finished[&other].1.cached_tokens, 0);
+}
+
+#[test]
 fn a_higher_priority_runs_first() {
-    let mut engine = engine(100, EngineConfig { batch_tokens: 16, max_running: 1 });
+    let mut engine = engine(100, config(16, 1));
     let low = engine.submit(request(&[1; 4], 5)).unwrap();
     let high = engine.submit(Request { priority: 1, ..request(&[2; 4], 5) }).unwrap();
     let mut order = Vec::new();
@@ -262,7 +318,7 @@ proptest! {
         limits in proptest::collection::vec(13_usize..40, 1..6),
         period in 1_usize..15,
     ) {
-        let mut engine = engine(13, EngineConfig { batch_tokens, max_running });
+        let mut engine = engine(13, config(batch_tokens, max_running));
         let mut ids = Vec::new();
         for &(len, n, priority) in &prompts {
             let prompt: Vec<u32> = (0..len).map(|i| (i * len + n) as u32 % 97).collect();
@@ -281,6 +337,8 @@ proptest! {
             prop_assert!(steps < 5000);
             prop_assert!(engine.budget().excess() == 0 || steps % period == 1 || period == 1);
         }
+        prop_assert_eq!(engine.check_conservation(), Ok(()));
+        engine.clear_cache();
         prop_assert_eq!(engine.budget().charged(), 0);
         for (id, prompt, n) in &ids {
             prop_assert_eq!(&results.tokens[id], &expected(prompt, *n));

@@ -163,6 +163,12 @@ impl ModelSource {
         &self.config
     }
 
+    /// Allows another context than the file names. Longer ones work as well as the model's rotary embedding
+    /// reaches: that is for the user to judge.
+    pub fn set_context_length(&mut self, tokens: usize) {
+        self.config.context_length = tokens.max(1);
+    }
+
     /// The path that was opened: the (first) GGUF file, or the folder.
     pub fn path(&self) -> &Path {
         self.container.path()

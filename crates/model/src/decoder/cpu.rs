@@ -22,7 +22,6 @@ pub struct CpuDecoder {
     isa: Isa,
     limits: DecoderLimits,
     scratch: Scratch,
-    context_tokens: usize,
 }
 
 impl CpuDecoder {
@@ -38,18 +37,12 @@ impl CpuDecoder {
         budget: &Budget,
     ) -> Result<Self, OverBudget> {
         let scratch = Scratch::new(&model, limits, pool.threads(), budget)?;
-        let context_tokens = model.config().context_length;
-        Ok(Self { model, pool, isa, limits, scratch, context_tokens })
+        Ok(Self { model, pool, isa, limits, scratch })
     }
 
     /// Bytes of scratch that [`CpuDecoder::new`] charges at most.
     pub fn scratch_bytes(config: &ModelConfig, layout: &KvLayout, limits: DecoderLimits, threads: usize) -> u64 {
         Scratch::bytes_needed(config, layout, limits, threads)
-    }
-
-    /// Allows less context than the model could.
-    pub fn limit_context(&mut self, tokens: usize) {
-        self.context_tokens = self.context_tokens.min(tokens);
     }
 
     /// The model.
@@ -68,7 +61,7 @@ impl CpuDecoder {
         let vocab_size = self.vocab_size();
         for chunk in batch {
             let needed = chunk.table.len_tokens() + chunk.tokens.len();
-            at_most("tokens of context", needed, self.context_tokens)?;
+            at_most("tokens of context", needed, self.context_tokens())?;
             let capacity = chunk.table.capacity_tokens();
             if needed > capacity {
                 return Err(StepError::NotReserved { capacity, needed });
@@ -87,7 +80,7 @@ impl Decoder for CpuDecoder {
     }
 
     fn context_tokens(&self) -> usize {
-        self.context_tokens
+        self.model.config().context_length
     }
 
     fn limits(&self) -> DecoderLimits {
