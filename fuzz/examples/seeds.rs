@@ -17,18 +17,19 @@ fn main() -> std::io::Result<()> {
         let tiny = Tiny {
             architecture: row.architecture,
             vocab: 4,
-            hidden: 32,
+            hidden: 4,
             layers: 1,
             heads: 2,
             kv_heads: 1,
-            head_dim: 4,
-            ffn: 32,
+            head_dim: 2,
+            ffn: 4,
             tied: row.needs_qk_norm,
             format: WeightFormat::F32,
         };
         for format in [WeightFormat::F32, WeightFormat::Q8_0, WeightFormat::Q4_0] {
             let tiny = Tiny {
                 format,
+                hidden: if format == WeightFormat::F32 { 4 } else { 32 },
                 ..tiny.clone()
             };
             let name = format!("{}-{}", row.hf_name, format.name());

@@ -194,6 +194,12 @@ impl Reader<'_> {
             return Err(ModelFileError::tensor(self.path, name, MISSING));
         };
         let rows = embedding.rows();
+        let tokens_key = "tokenizer.ggml.tokens";
+        let tokens = self.file.metadata(tokens_key).and_then(Value::as_array);
+        if let Some(tokens) = tokens.map(Array::len).filter(|&tokens| tokens > rows) {
+            let reason = format!("has {tokens} tokens, but tensor '{name}' has {rows} rows");
+            return Err(self.refuse(tokens_key, reason));
+        }
         match self.size(Field::VocabSize)? {
             Some(size) if size != rows => {
                 let key = Dialect::Gguf(self.architecture).name(Field::VocabSize);

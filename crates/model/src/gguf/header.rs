@@ -63,16 +63,8 @@ pub(super) fn parse(bytes: &[u8], file: usize) -> Result<Header, Fault> {
             ),
         ));
     }
-    let (metadata, metadata_index) = read_metadata(&mut cursor, entry_count)?;
-    let mut header = Header {
-        version,
-        metadata,
-        metadata_index,
-        tensors: Vec::new(),
-        alignment: DEFAULT_ALIGNMENT,
-        end: 0,
-    };
-    header.alignment = alignment(&header)?;
+    let mut header = read_metadata(&mut cursor, entry_count)?;
+    header.version = version;
     let mut infos = Vec::new();
     for number in 0..tensor_count {
         infos.push(read_info(&mut cursor, number)?);
@@ -106,41 +98,47 @@ fn read_version(cursor: &mut Cursor<'_>) -> Result<u32, Fault> {
     Err(Fault::new("version", at, reason))
 }
 
-type Metadata = (Vec<(String, Value)>, NameIndex);
-
-fn read_metadata(cursor: &mut Cursor<'_>, count: usize) -> Result<Metadata, Fault> {
-    let mut entries = Vec::new();
+fn read_metadata(cursor: &mut Cursor<'_>, count: usize) -> Result<Header, Fault> {
+    let mut alignment = DEFAULT_ALIGNMENT;
+    let mut metadata = Vec::new();
     let mut offsets = Vec::new();
     for number in 0..count {
-        offsets.push(cursor.at());
+        let at = cursor.at();
         let field = Field::Key(number as u64);
         let key = cursor.string(field, MAX_KEY_BYTES)?;
         if key.is_empty() {
-            return Err(Fault::new(field, offsets[number], "is empty"));
+            return Err(Fault::new(field, at, "is empty"));
         }
         let value = read_value(cursor, key)?;
-        entries.push((key.to_owned(), value));
+        if key == ALIGNMENT_KEY {
+            alignment = read_alignment(&value)
+                .map_err(|reason| Fault::new(Field::Value(key), at, reason))?;
+        }
+        metadata.push((key.to_owned(), value));
+        offsets.push(at);
     }
-    match NameIndex::build(|i| &entries[i].0, entries.len()) {
-        Ok(index) => Ok((entries, index)),
+    match NameIndex::build(|i| &metadata[i].0, metadata.len()) {
+        Ok(metadata_index) => Ok(Header {
+            version: 0,
+            metadata,
+            metadata_index,
+            tensors: Vec::new(),
+            alignment,
+            end: 0,
+        }),
         Err(again) => Err(Fault::new(
-            Field::Value(&entries[again].0),
+            Field::Value(&metadata[again].0),
             offsets[again],
             "the key appears twice",
         )),
     }
 }
 
-fn alignment(header: &Header) -> Result<usize, Fault> {
-    let Some(value) = header.value(ALIGNMENT_KEY) else {
-        return Ok(DEFAULT_ALIGNMENT);
-    };
+fn read_alignment(value: &Value) -> Result<usize, String> {
     match value.as_u32().map(|value| value as usize) {
         Some(value) if value.is_power_of_two() && value <= MAX_ALIGNMENT => Ok(value),
-        _ => Err(Fault::new(
-            Field::Value(ALIGNMENT_KEY),
-            0,
-            format!("must be a power of two up to {MAX_ALIGNMENT}, not {value:?}"),
+        _ => Err(format!(
+            "must be a power of two up to {MAX_ALIGNMENT}, not {value:?}"
         )),
     }
 }

@@ -136,6 +136,17 @@ fn gguf_fields_out_of_range_are_named() {
 }
 
 #[test]
+fn a_vocabulary_must_not_exceed_the_embedding() {
+    let tokens = |count: usize| {
+        let tokens = (0..count).map(|i| i.to_string()).collect();
+        Some(Value::Array(Array::String(tokens)))
+    };
+    let key = "tokenizer.ggml.tokens";
+    assert_eq!(gguf(&[(key, tokens(39))]).unwrap().vocab_size, 40);
+    names_field(gguf(&[(key, tokens(41))]), key);
+}
+
+#[test]
 fn missing_gguf_fields_are_named() {
     for key in [
         "general.architecture",
@@ -424,4 +435,72 @@ fn generation_settings_add_ends_of_text() {
     std::fs::write(&path, r#"{"eos_token_id": [2, "#).unwrap();
     let error = HfFolder::open(folder.path()).unwrap().config().unwrap_err();
     assert!(error.to_string().contains("generation_config.json"));
+}
+
+/// `config.json` as some well-known models publish it.
+fn published(config: Json) -> ModelConfig {
+    let weights = crate::tiny::raw_safetensors("{}", 0);
+    let folder = HfFolder::from_vecs("folder", config.to_string().into_bytes(), weights).unwrap();
+    folder.config().unwrap()
+}
+
+#[test]
+fn published_configurations_are_read() {
+    let llama = published(json!({
+        "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_act": "silu",
+        "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192,
+        "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama", "num_attention_heads": 32,
+        "num_hidden_layers": 16, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192, "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0, "tie_word_embeddings": true, "torch_dtype": "bfloat16", "use_cache": true,
+        "vocab_size": 128256,
+    }));
+    assert_eq!(
+        (llama.head_dim, llama.group_size(), llama.layers),
+        (64, 4, 16)
+    );
+    assert!(llama.tied_embeddings && !llama.qkv_bias && !llama.attn_output_bias);
+    assert!(matches!(
+        llama.rope.scaling,
+        RopeScaling::Llama3 {
+            original_context: 8192,
+            ..
+        }
+    ));
+    assert_eq!(llama.eos, [128_001, 128_008, 128_009]);
+    let mistral = published(json!({
+        "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+        "max_position_embeddings": 32768, "model_type": "mistral", "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
+        "sliding_window": 4096, "tie_word_embeddings": false, "vocab_size": 32000,
+    }));
+    assert_eq!(
+        (mistral.head_dim, mistral.sliding_window),
+        (128, Some(4096))
+    );
+    let qwen2 = published(json!({
+        "bos_token_id": 151643, "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": 896,
+        "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 21, "model_type": "qwen2",
+        "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": true, "use_mrope": false,
+        "use_sliding_window": false, "vocab_size": 151936,
+    }));
+    assert_eq!((qwen2.head_dim, qwen2.sliding_window), (64, None));
+    assert!(qwen2.qkv_bias && !qwen2.qk_norm);
+    let qwen3 = published(json!({
+        "attention_bias": false, "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128,
+        "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072, "max_position_embeddings": 40960,
+        "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000,
+        "sliding_window": null, "tie_word_embeddings": true, "use_sliding_window": false, "vocab_size": 151936,
+    }));
+    assert_eq!(
+        (qwen3.head_dim, qwen3.q_size(), qwen3.hidden_size),
+        (128, 2048, 1024)
+    );
+    assert!(qwen3.qk_norm && !qwen3.qkv_bias);
 }

@@ -201,7 +201,7 @@ fn bad_metadata_is_refused() {
     refused(twice.0, &["'key' at byte 40", "twice"]);
     for alignment in [0u32, 3, 33, 1 << 21] {
         let raw = entry("general.alignment").u32(4).u32(alignment).0;
-        refused(raw, &["general.alignment", "power of two"]);
+        refused(raw, &["'general.alignment' at byte 24", "power of two"]);
     }
     refused(
         entry("general.alignment").u32(8).string("32").0,
