@@ -65,6 +65,21 @@ impl Namespace {
         }
     }
 
+    /// A namespace read back from a file.
+    pub(crate) fn from_root(root: BlockHash) -> Self {
+        Self { root }
+    }
+
+    /// The key of the session of this name.
+    #[must_use]
+    pub fn session_key(&self, name: &str) -> BlockHash {
+        // A key of its own keeps sessions apart from blocks, whose hashes are keyed by the root itself.
+        let mut hasher = blake3::Hasher::new_derive_key("neap 2026 session name v1");
+        hasher.update(&self.root.0);
+        update_framed(&mut hasher, name.as_bytes());
+        BlockHash(*hasher.finalize().as_bytes())
+    }
+
     /// The hash that the first block of every sequence is chained to.
     #[must_use]
     pub fn root(&self) -> BlockHash {

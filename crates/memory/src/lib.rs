@@ -25,6 +25,7 @@
 mod arena;
 pub mod budget;
 pub mod buffer;
+pub mod cache;
 pub mod codec;
 pub mod costs;
 pub mod disk;
@@ -36,13 +37,16 @@ pub mod pool;
 pub mod prefix;
 pub mod pressure;
 pub mod region;
+pub mod session;
 pub mod table;
 
 pub use budget::{Budget, BudgetSnapshot, Charge, ChargeKind, Fill, OverBudget, RefusedBy, Resize};
 pub use buffer::{Buffer, Plain};
+pub use cache::{CacheOptions, KvCache};
 pub use hash::{BlockHash, Fingerprint, Namespace};
 pub use level::Level;
 pub use pool::{Block, KvPool, PoolStats};
 pub use prefix::PrefixTree;
 pub use pressure::{DefaultBudget, default_budget};
+pub use session::Sessions;
 pub use table::{BlockTable, BlockView};

@@ -111,9 +111,14 @@ impl Shared {
         Some(kept)
     }
 
-    /// Takes a slot out of the arena.
+    /// Takes a slot out of the arena, and charges it.
     fn take_fresh(&self, slot_bytes: usize) -> Result<(Place, Charge), OverBudget> {
         let charge = self.budget.try_charge(ChargeKind::Kv, slot_bytes as u64)?;
+        Ok((self.take_slot(slot_bytes)?, charge))
+    }
+
+    /// Takes a slot that the caller has a charge for.
+    fn take_slot(&self, slot_bytes: usize) -> Result<Place, OverBudget> {
         let mut state = self.state();
         let arena = state
             .arenas
@@ -123,14 +128,11 @@ impl Shared {
             self.budget
                 .refused_by_system(ChargeKind::Kv, slot_bytes as u64)
         })?;
-        Ok((
-            Place {
-                base,
-                slot,
-                slot_bytes,
-            },
-            charge,
-        ))
+        Ok(Place {
+            base,
+            slot,
+            slot_bytes,
+        })
     }
 }
 
@@ -277,6 +279,53 @@ impl KvPool {
         })
     }
 
+    /// Puts `bytes` at `level` in the place of `block`, out of the block's own charge: what is needed of it
+    /// is kept, the rest given back (see [`Charge::resize`]). So a block can sink to a smaller form while
+    /// the budget is over its limit and grants nothing.
+    ///
+    /// # Errors
+    /// Gives the block back unchanged if it is shared, is not smaller afterwards, or the system has no
+    /// room.
+    pub fn replace(&self, block: Block, level: Level, bytes: &[u8]) -> Result<Block, Block> {
+        let slot_bytes = match round_to_pages(bytes.len()) {
+            Some(slot_bytes) if !bytes.is_empty() && level.is_in_ram() => slot_bytes,
+            _ => return Err(block),
+        };
+        if slot_bytes > block.inner.place.slot_bytes
+            || !Arc::ptr_eq(&block.inner.pool, &self.shared)
+        {
+            return Err(block);
+        }
+        let mut old = match Arc::try_unwrap(block.inner) {
+            Ok(inner) => inner,
+            Err(inner) => return Err(Block { inner }),
+        };
+        let Ok(place) = self.shared.take_slot(slot_bytes) else {
+            return Err(Block {
+                inner: Arc::new(old),
+            });
+        };
+        let charge = match &mut old.charge {
+            Some(charge) => charge.split(slot_bytes as u64),
+            None => None,
+        };
+        let new = Inner {
+            place,
+            len_bytes: bytes.len(),
+            level,
+            is_dirty: true,
+            charge,
+            pool: Arc::clone(&self.shared),
+        };
+        let mut block = Block {
+            inner: Arc::new(new),
+        };
+        if let Some(out) = block.bytes_mut() {
+            out.copy_from_slice(bytes);
+        }
+        Ok(block)
+    }
+
     /// Lets the pool keep up to `bytes` of freed blocks with their pages for the next allocations.
     ///
     /// Zeroing pages that are there costs a tenth of having the system take and give them again. They
@@ -362,7 +411,8 @@ impl Drop for Inner {
         let Some(mut charge) = self.charge.take() else {
             return;
         };
-        if self.is_dirty {
+        // After a `replace` only a part of the charge is left here; such a slot is not kept for reuse.
+        if self.is_dirty && charge.bytes() == self.place.slot_bytes as u64 {
             match self.pool.keep(self.place, charge) {
                 Some(back) => charge = back,
                 None => return,

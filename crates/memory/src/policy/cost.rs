@@ -184,6 +184,15 @@ impl CostModel {
         self.counts[entry.class].density[age] * entry.worth_per_byte
     }
 
+    /// Uses expected per unit of time from now on; 0 for a block that is not held.
+    #[must_use]
+    pub fn expected_uses(&self, id: Id, now: u64) -> f32 {
+        self.entries.get(&id).map_or(0.0, |entry| {
+            let age = age_class(now.saturating_sub(entry.last_use));
+            self.counts[entry.class].density[age]
+        })
+    }
+
     /// Forgets the oldest evicted blocks: they did not come back.
     fn trim_gone(&mut self, now: u64) {
         while self.gone_order.len() > (2 * self.entries.len()).max(REMEMBERED) {

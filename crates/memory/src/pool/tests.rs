@@ -44,6 +44,31 @@ fn a_shared_block_is_charged_once_and_read_only() {
 }
 
 #[test]
+fn a_block_is_replaced_by_a_smaller_form_out_of_its_own_charge() {
+    let page = page_bytes();
+    let (budget, pool) = pool_of(8);
+    pool.set_reuse_bytes(8 * page as u64);
+    let mut block = pool.allocate_at(Level::Hot, 3 * page).unwrap();
+    block.bytes_mut().unwrap().fill(1);
+    budget.set_limit(0);
+    let claim = block.clone();
+    let block = pool.replace(block, Level::Packed, &[7; 10]).unwrap_err();
+    drop(claim);
+    let block = pool
+        .replace(block, Level::Packed, &vec![7; 3 * page + 1])
+        .unwrap_err();
+    let block = pool.replace(block, Level::Packed, &[7; 10]).unwrap();
+    assert_eq!(
+        (block.level(), block.bytes()),
+        (Level::Packed, &[7; 10][..])
+    );
+    assert_eq!(budget.charged(), page as u64);
+    pool.check_conservation().unwrap();
+    drop(block);
+    assert_eq!((budget.charged(), pool.stats().held_blocks), (0, 0));
+}
+
+#[test]
 fn blocks_outlive_their_pool_handle() {
     let (budget, pool) = pool_of(2);
     let mut block = pool.allocate().unwrap();

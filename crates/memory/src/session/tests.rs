@@ -1,0 +1,262 @@
+use super::*;
+use crate::budget::Budget;
+use crate::cache::CacheOptions;
+use crate::disk::fake::FakeStorage;
+use crate::disk::{DiskOptions, Storage};
+use crate::pool::KvPool;
+use crate::table::BlockTable;
+
+const BLOCK_TOKENS: usize = 4;
+
+struct World {
+    pool: KvPool,
+    cache: KvCache,
+    disk: Arc<DiskStore>,
+    storage: Arc<FakeStorage>,
+    sessions: Sessions,
+}
+
+fn fingerprint() -> Fingerprint {
+    Fingerprint::of_parts(&[("model", b"fake")])
+}
+
+fn tenant(name: &str) -> Namespace {
+    Namespace::new(&[1; 32], name, &fingerprint())
+}
+
+impl World {
+    fn open(storage: FakeStorage, limit_bytes: u64) -> Self {
+        let storage = Arc::new(storage);
+        let options = DiskOptions {
+            limit_bytes,
+            segment_bytes: limit_bytes / 8,
+        };
+        let disk = DiskStore::open(Arc::clone(&storage) as Arc<dyn Storage>, options).unwrap();
+        let disk = Arc::new(disk);
+        let budget = Budget::new(1 << 24);
+        let pool = KvPool::new(&budget, 4096, BLOCK_TOKENS);
+        let options = CacheOptions {
+            disk: Some(Arc::clone(&disk)),
+            ..CacheOptions::new(fingerprint())
+        };
+        Self {
+            cache: KvCache::new(&pool, options).unwrap(),
+            sessions: Sessions::open(&disk, fingerprint(), BLOCK_TOKENS),
+            pool,
+            disk,
+            storage,
+        }
+    }
+
+    fn new() -> Self {
+        Self::open(FakeStorage::default(), 1 << 20)
+    }
+
+    /// Computes `tokens` and caches them; byte 0 of a block's slot is the token.
+    fn compute(&mut self, tenant: &Namespace, tokens: &[u32]) {
+        let mut table = BlockTable::new(&self.pool);
+        table.reserve(tokens.len()).unwrap();
+        for (t, &token) in tokens.iter().enumerate() {
+            table.block_mut(t / BLOCK_TOKENS)[t % BLOCK_TOKENS * 1024] = token as u8;
+        }
+        table.advance(tokens.len());
+        self.cache.insert(tenant, tokens, &mut table, 1);
+    }
+
+    fn cached(&mut self, tenant: &Namespace, tokens: &[u32]) -> usize {
+        let mut table = BlockTable::new(&self.pool);
+        let cached = self.cache.attach(tenant, tokens, &mut table, 2);
+        for (t, &token) in tokens[..cached].iter().enumerate() {
+            assert_eq!(
+                table.block(t / BLOCK_TOKENS)[t % BLOCK_TOKENS * 1024],
+                token as u8
+            );
+        }
+        cached
+    }
+}
+
+#[test]
+fn an_acknowledged_session_survives_a_kill_and_a_power_cut() {
+    let tokens: Vec<u32> = (1..11).collect();
+    for power_cut in [false, true] {
+        let mut world = World::new();
+        world.compute(&tenant("a"), &tokens);
+        let keep = KeepOptions {
+            priority: 3,
+            ttl_ms: None,
+        };
+        world
+            .sessions
+            .save(&mut world.cache, (&tenant("a"), "talk", &tokens), keep, 5)
+            .unwrap();
+        let storage = if power_cut {
+            world.storage.after_power_cut(|_| 0)
+        } else {
+            world.storage.after_kill()
+        };
+        let mut world = World::open(storage, 1 << 20);
+        let session = world
+            .sessions
+            .restore(&mut world.cache, &tenant("a"), "talk", 6)
+            .unwrap()
+            .clone();
+        assert_eq!((session.tokens, session.priority), (tokens.clone(), 3));
+        assert_eq!(
+            world.cached(&tenant("a"), &tokens),
+            10,
+            "the partial block too"
+        );
+        assert!(
+            world
+                .sessions
+                .restore(&mut world.cache, &tenant("b"), "talk", 6)
+                .is_err()
+        );
+    }
+}
+
+#[test]
+fn what_is_not_cached_is_not_acknowledged() {
+    let mut world = World::new();
+    world.compute(&tenant("a"), &[1, 2, 3, 4]);
+    let save = world.sessions.save(
+        &mut world.cache,
+        (&tenant("a"), "x", &[1, 2, 3, 4, 5]),
+        KeepOptions::default(),
+        0,
+    );
+    assert!(matches!(
+        save,
+        Err(SessionError::Incomplete {
+            stored: 4,
+            wanted: 5
+        })
+    ));
+    world.storage.fail_syncs(1);
+    let save = world.sessions.save(
+        &mut world.cache,
+        (&tenant("a"), "x", &[1, 2, 3, 4]),
+        KeepOptions::default(),
+        0,
+    );
+    assert!(matches!(save, Err(SessionError::Disk(_))));
+    assert_eq!(world.sessions.list(&tenant("a"), 0).count(), 0);
+}
+
+#[test]
+fn sessions_expire_and_are_deleted_for_good() {
+    let mut world = World::new();
+    world.compute(&tenant("a"), &[1, 2, 3, 4]);
+    for (name, ttl_ms) in [("short", Some(100)), ("long", None), ("gone", None)] {
+        let keep = KeepOptions {
+            priority: 0,
+            ttl_ms,
+        };
+        world
+            .sessions
+            .save(
+                &mut world.cache,
+                (&tenant("a"), name, &[1, 2, 3, 4]),
+                keep,
+                0,
+            )
+            .unwrap();
+    }
+    world.sessions.delete(&tenant("a"), "gone").unwrap();
+    assert!(world.sessions.delete(&tenant("a"), "gone").is_err());
+    assert_eq!(world.sessions.list(&tenant("a"), 99).count(), 2);
+    assert_eq!(world.sessions.list(&tenant("a"), 100).count(), 1);
+    world.sessions.expire(100).unwrap();
+    let world = World::open(world.storage.after_kill(), 1 << 20);
+    let names: Vec<_> = world
+        .sessions
+        .list(&tenant("a"), 0)
+        .map(|s| s.name.as_str())
+        .collect();
+    assert_eq!(names, ["long"]);
+}
+
+#[test]
+fn pinned_sessions_outlive_floods_and_lower_priorities_give_way() {
+    let mut world = World::open(FakeStorage::default(), 128 << 10);
+    let talk = |n: u32| -> Vec<u32> { (0..40).map(|t| t * 7 % 251 + n * 1000).collect() };
+    world.compute(&tenant("a"), &talk(0));
+    let low = KeepOptions {
+        priority: 1,
+        ttl_ms: None,
+    };
+    world
+        .sessions
+        .save(&mut world.cache, (&tenant("a"), "kept", &talk(0)), low, 0)
+        .unwrap();
+    let meta = world.sessions.meta(&[0; 1000]);
+    for n in 0..2000 {
+        world
+            .disk
+            .put(
+                Kind::Block,
+                BlockHash::from_bytes([9; 32]).child(&[n]),
+                &meta,
+                &[0; 1000],
+            )
+            .unwrap();
+    }
+    let mut world = World::open(world.storage.after_kill(), 128 << 10);
+    world
+        .sessions
+        .restore(&mut world.cache, &tenant("a"), "kept", 1)
+        .unwrap();
+    assert_eq!(world.cached(&tenant("a"), &talk(0)), 40);
+}
+
+#[test]
+fn a_session_travels_to_another_tenant_and_damage_is_named() {
+    let tokens: Vec<u32> = (1..11).collect();
+    let mut world = World::new();
+    world.compute(&tenant("a"), &tokens);
+    world
+        .sessions
+        .save(
+            &mut world.cache,
+            (&tenant("a"), "talk", &tokens),
+            KeepOptions::default(),
+            0,
+        )
+        .unwrap();
+    let mut file = Vec::new();
+    world
+        .sessions
+        .export(&tenant("a"), "talk", &mut file)
+        .unwrap();
+    let mut other = World::new();
+    for bit in (0..file.len() * 8).step_by(101) {
+        let mut damaged = file.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        // Only padding may differ unnoticed.
+        if other
+            .sessions
+            .import(&tenant("b"), &mut &damaged[..])
+            .is_ok()
+        {
+            assert_eq!(other.cached(&tenant("b"), &tokens), 10);
+        }
+    }
+    for cut in 0..file.len() {
+        assert!(
+            other
+                .sessions
+                .import(&tenant("c"), &mut &file[..cut])
+                .is_err()
+        );
+    }
+    assert_eq!(
+        other.sessions.import(&tenant("d"), &mut &file[..]).unwrap(),
+        "talk"
+    );
+    other
+        .sessions
+        .restore(&mut other.cache, &tenant("d"), "talk", 0)
+        .unwrap();
+    assert_eq!(other.cached(&tenant("d"), &tokens), 10);
+}
