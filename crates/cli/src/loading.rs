@@ -6,7 +6,7 @@ use std::sync::Arc;
 use indicatif::{ProgressBar, ProgressStyle};
 use neap_engine::{Engine, EngineConfig};
 use neap_kernels::{Isa, ThreadPool, pool};
-use neap_memory::{Budget, KvPool, OverBudget};
+use neap_memory::{Budget, Fingerprint, KvPool, OverBudget};
 use neap_model::chat::ChatTemplate;
 use neap_model::decoder::{self, CpuDecoder, Decoder, DecoderLimits, LoadOptions, Model};
 use neap_model::source::ModelSource;
@@ -106,7 +106,7 @@ pub fn load(args: &ModelArgs, sequences: usize) -> Result<Loaded, Failure> {
     let config = EngineConfig {
         batch_tokens: limits.batch_tokens,
         max_running: sequences,
-        fingerprint: parts.source.fingerprint()?,
+        fingerprint: Fingerprint::from_bytes(parts.source.fingerprint()?.0),
         // One user: there is nobody to keep anything from.
         secret: [0; 32],
     };

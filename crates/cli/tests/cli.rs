@@ -1,0 +1,199 @@
+//! The program as its users run it.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+fn neap(args: &[&str]) -> Output {
+    neap_with_input(args, b"")
+}
+
+fn neap_with_input(args: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_neap"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    // The program may end before it has read everything.
+    let _ = child.stdin.take().expect("piped").write_all(input);
+    child.wait_with_output().expect("the program ends")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The message of a run that must fail, with exit code 1 and nothing on standard output.
+fn failure(args: &[&str], input: &[u8]) -> String {
+    let output = neap_with_input(args, input);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert_eq!(text(&output.stdout), "");
+    assert!(message.starts_with("neap: "), "{message}");
+    message
+}
+
+fn temporary(name: &str, contents: &[u8]) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("neap-cli-{}-{name}", std::process::id()));
+    std::fs::write(&path, contents).expect("a temporary file");
+    path
+}
+
+fn shipped() -> Vec<u8> {
+    std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/neap-tiny.gguf")).expect("the shipped model")
+}
+
+#[test]
+fn continues_a_text_with_the_shipped_model() {
+    let output = neap(&["run", "Once upon a time", "-n", "40", "--greedy", "--ignore-eos", "-v"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let story = text(&output.stdout);
+    assert!(story.starts_with("Once upon a time"), "{story}");
+    assert!(story.split_whitespace().count() > 15, "{story}");
+    let report = text(&output.stderr);
+    for figure in ["prefill:", "decode:", "time to first token:", "peak memory:", "40 tokens"] {
+        assert!(report.contains(figure), "{figure} in {report}");
+    }
+}
+
+#[test]
+fn the_same_text_whatever_the_chunk_the_threads_and_the_packing() {
+    let prompt = "The code of the blue box is 4821. Sam went to the farm with his father. ".repeat(6);
+    let run = |extra: &[&str]| {
+        let mut args = vec!["run", &prompt, "-n", "30", "--greedy", "--ignore-eos", "--no-echo"];
+        args.extend(extra);
+        let output = neap(&args);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let expected = run(&[]);
+    for extra in [
+        &["--chunk", "1"][..],
+        &["--chunk", "17", "--threads", "3"],
+        &["--threads", "1", "--repack", "never"],
+        &["--memory", "40MiB"],
+    ] {
+        assert_eq!(run(extra), expected, "{extra:?}");
+    }
+}
+
+#[test]
+fn equal_seeds_give_equal_texts() {
+    let run = |seed: &str| text(&neap(&["run", "Once", "-n", "30", "--temperature", "1", "--seed", seed]).stdout);
+    assert_eq!(run("7"), run("7"));
+    assert_ne!(run("7"), run("8"));
+}
+
+#[test]
+fn stops_at_a_stop_string() {
+    let full = text(&neap(&["run", "Once upon a time", "-n", "40", "--greedy", "--no-echo"]).stdout);
+    let stop = full.split_whitespace().nth(5).expect("a few words").to_owned();
+    let cut = text(&neap(&["run", "Once upon a time", "-n", "40", "--greedy", "--no-echo", "--stop", &stop]).stdout);
+    assert_eq!(cut.trim_end_matches('\n'), &full[..full.find(&stop).expect("it is there")]);
+}
+
+#[test]
+fn reads_the_prompt_from_a_file_and_from_standard_input() {
+    let path = temporary("prompt.txt", b"Once upon a time");
+    let by_argument = neap(&["run", "Once upon a time", "-n", "8", "--greedy"]).stdout;
+    let by_file = neap(&["run", "-f", path.to_str().expect("UTF-8"), "-n", "8", "--greedy"]).stdout;
+    let by_input = neap_with_input(&["run", "-n", "8", "--greedy"], b"Once upon a time").stdout;
+    assert_eq!(text(&by_file), text(&by_argument));
+    assert_eq!(text(&by_input), text(&by_argument));
+    let _ = std::fs::remove_file(path);
+}
+
+#[test]
+fn refuses_bad_prompts_with_a_reason() {
+    assert!(failure(&["run"], b"").contains("empty"));
+    assert!(failure(&["run"], b"ab\xffcd").contains("offset 2"));
+    let long = "hello there ".repeat(3000);
+    assert!(failure(&["run"], long.as_bytes()).contains("context holds 2048"));
+    assert!(failure(&["run", "hi", "--temperature", "-1"], b"").contains("temperature"));
+    assert!(failure(&["run", "hi", "--logit-bias", "99999=1"], b"").contains("logit_bias"));
+}
+
+#[test]
+fn a_budget_that_is_too_small_is_refused_with_both_figures() {
+    let message = failure(&["run", "hi", "--memory", "2MiB"], b"");
+    assert!(message.contains("needs at least") && message.contains("the budget is 2.0 MiB"), "{message}");
+}
+
+#[test]
+fn a_generation_that_cannot_fit_is_refused_before_it_starts() {
+    // Enough for the weights and one block, not for a full context.
+    let least = failure(&["run", "hi", "--memory", "1MiB"], b"");
+    let mib = least.split("--memory ").nth(1).and_then(|t| t.split("MiB").next()).expect("advice");
+    let message = failure(&["run", "hi", "--memory", &format!("{mib}MiB"), "-n", "2000"], b"");
+    assert!(message.contains("bytes of KV cache") && message.contains("raise --memory"), "{message}");
+    // Without a number of tokens it runs until the budget is used up, and says so.
+    let output = neap(&["run", "hi", "--memory", &format!("{mib}MiB"), "-n", "0", "--ignore-eos", "--greedy"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("memory budget is used up"), "{}", text(&output.stderr));
+    assert!(output.stdout.len() > 10, "what was produced is kept");
+}
+
+#[test]
+fn damaged_model_files_are_refused_by_name_and_place() {
+    let whole = shipped();
+    let cut = temporary("cut.gguf", &whole[..whole.len() / 2]);
+    let message = failure(&["run", "hi", "--model", cut.to_str().expect("UTF-8")], b"");
+    assert!(message.contains("cut.gguf") && message.contains("at byte"), "{message}");
+    let mut many = whole.clone();
+    many[8..16].copy_from_slice(&(1u64 << 60).to_le_bytes());
+    let many = temporary("many.gguf", &many);
+    let message = failure(&["inspect", many.to_str().expect("UTF-8")], b"");
+    assert!(message.contains("many.gguf") && message.contains("at byte 8"), "{message}");
+    let text_file = temporary("text.gguf", b"not a model at all");
+    assert!(failure(&["chat", "--model", text_file.to_str().expect("UTF-8")], b"").contains("is not a GGUF file"));
+    assert!(failure(&["inspect", "no/such/file.gguf"], b"").contains("no/such/file.gguf"));
+    for path in [cut, many, text_file] {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+#[test]
+fn inspects_as_text_and_as_json() {
+    let shown = text(&neap(&["inspect", "--context", "1024", "--batch", "2", "--tensors"]).stdout);
+    for part in ["architecture   llama", "blk.0.attn_q.weight", "memory for 2 sequence(s) of 1024 tokens", "total"] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+    let json = neap(&["inspect", "--json"]).stdout;
+    let value: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+    assert_eq!(value["architecture"], "llama");
+    assert_eq!(value["memory"]["context"], 2048);
+}
+
+#[test]
+fn chats_from_standard_input() {
+    let input = b"My name is Anna.\n\"\"\"\nWhat is\nmy name?\n\"\"\"\n/show\n/quit\nnever read\n";
+    let output = neap_with_input(&["chat", "--greedy", "-n", "20", "--system", "Be brief."], input);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let log = text(&output.stderr);
+    assert!(log.contains("[system] Be brief."), "{log}");
+    assert!(log.contains("[user] What is\nmy name?"), "{log}");
+    assert_eq!(log.matches("[assistant]").count(), 2, "{log}");
+    assert!(!log.contains("never read"), "{log}");
+}
+
+#[test]
+fn measures_the_shipped_model() {
+    let args = ["bench", "model", "--prompt", "32", "--generate", "4", "--depth", "0,64", "--batch", "1,2", "--json"];
+    let output = neap(&[&args[..], &["--repeat", "1"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["results"].as_array().map(Vec::len), Some(6));
+}
+
+/// Peak memory stays within the budget and a fixed overhead, whatever the weights' packing.
+#[cfg(target_os = "linux")]
+#[test]
+fn peak_memory_follows_the_budget() {
+    let output = neap(&["run", "Once upon a time", "-n", "300", "--ignore-eos", "--memory", "40MiB", "-v"]);
+    let report = text(&output.stderr);
+    let peak = report.split("peak memory:").nth(1).and_then(|t| t.trim().split(" MiB").next());
+    let peak: f64 = peak.and_then(|t| t.parse().ok()).expect("a figure in MiB");
+    assert!(peak < 40.0 + 64.0, "{report}");
+}
