@@ -1,5 +1,6 @@
 //! Drives the engine for one generation and measures it.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use neap_engine::{AdmissionError, Engine, Event, FinishReason, Request, Usage};
@@ -50,7 +51,7 @@ pub fn generate<D: Decoder>(
     let mut last = start;
     let mut text = String::new();
     loop {
-        let mut events = engine.step();
+        let mut events = engine.step(clock_ms());
         if interrupt::pressed() {
             events.extend(engine.cancel(id));
         }
@@ -80,4 +81,10 @@ pub fn generate<D: Decoder>(
             }
         }
     }
+}
+
+/// Milliseconds since the program first asked.
+fn clock_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_millis() as u64
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use indicatif::{ProgressBar, ProgressStyle};
 use neap_engine::{Engine, EngineConfig};
 use neap_kernels::{Isa, ThreadPool, pool};
+use neap_memory::cache::{CacheOptions, KvCache};
 use neap_memory::{Budget, Fingerprint, KvPool, OverBudget};
 use neap_model::chat::ChatTemplate;
 use neap_model::decoder::{self, CpuDecoder, Decoder, DecoderLimits, LoadOptions, Model};
@@ -103,14 +104,16 @@ pub fn load(args: &ModelArgs, sequences: usize) -> Result<Loaded, Failure> {
     let tokenizer = tokenizer(&parts.source)?;
     let template = template(&parts.source, &tokenizer)?;
     let limits = parts.decoder.limits();
+    let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
+    let cache = KvCache::new(&parts.kv, CacheOptions::new(fingerprint)).map_err(|why| no_room(&why))?;
     let config = EngineConfig {
         batch_tokens: limits.batch_tokens,
         max_running: sequences,
-        fingerprint: Fingerprint::from_bytes(parts.source.fingerprint()?.0),
+        fingerprint,
         // One user: there is nobody to keep anything from.
         secret: [0; 32],
     };
-    let engine = Engine::new(parts.decoder, Some(tokenizer.clone()), parts.budget, parts.kv, config);
+    let engine = Engine::new(parts.decoder, Some(tokenizer.clone()), cache, config);
     Ok(Loaded { name: parts.name, engine, tokenizer, template })
 }
 

@@ -197,3 +197,24 @@ fn peak_memory_follows_the_budget() {
     let peak: f64 = peak.and_then(|t| t.parse().ok()).expect("a figure in MiB");
     assert!(peak < 40.0 + 64.0, "{report}");
 }
+
+/// The published greedy text of the 260 K parameter model of llama2.c (MIT), if it is at hand.
+#[test]
+fn reproduces_a_published_text() {
+    let folder = std::env::var_os("NEAP_TEST_DATA").map(PathBuf::from);
+    let Some(path) = folder.map(|f| f.join("stories260K/stories260K.gguf")).filter(|p| p.exists()) else {
+        eprintln!("skipped: stories260K/stories260K.gguf is not in NEAP_TEST_DATA");
+        return;
+    };
+    let path = path.to_str().expect("UTF-8");
+    let args = ["run", "Once upon a time", "--model", path, "--context", "512", "-n", "256", "--greedy"];
+    let told = text(&neap(&args).stdout);
+    let published = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. \
+        One day, she saw a big, red ball. She wanted to play with it, but it was too high.\n\
+        Lily's mom said, \"Lily, let's go to the park.\" Lily was sad and didn't know what to do. She said, \
+        \"I want to play with your ball, but I can't find it.\"\n\
+        Lily was sad and didn't know what to do. She said, \"I'm sorry, Lily. I didn't know what to do.\"\n\
+        Lily didn't want to help her mom, so she said, \"I'm sorry, mom. I didn't know what to do.\" \
+        Her mom said, \"Don't worry, Lily. We can help you.";
+    assert!(told.starts_with(published), "{told}");
+}

@@ -2,11 +2,12 @@
 //!
 //! No threads, clocks or I/O of its own: whoever drives it calls [`Engine::step`] until it is idle.
 
-use neap_memory::{BlockTable, Budget, ChargeKind, Fingerprint, KvPool};
+use neap_memory::cache::{CacheStats, KvCache};
+use neap_memory::governor::Occasion;
+use neap_memory::{BlockTable, Budget, ChargeKind, Fingerprint, KvPool, Namespace};
 use neap_model::decoder::{Decoder, LogitsWanted, SequenceChunk};
 use neap_model::tokenizer::Tokenizer;
 
-use crate::cache::{CacheStats, PrefixCache};
 use crate::request::{AdmissionError, Event, FinishReason, Request, RequestId};
 use crate::schedule::{self, Candidate, Plan, Snapshot};
 use crate::sequence::{Limits, Sequence};
@@ -37,38 +38,42 @@ pub struct Engine<D> {
     stop_ids: Vec<u32>,
     budget: Budget,
     kv: KvPool,
-    cache: PrefixCache,
+    cache: KvCache,
     config: EngineConfig,
     /// Both in order of rank.
     running: Vec<Sequence>,
     waiting: Vec<Sequence>,
     next_id: u64,
     steps: u64,
+    /// The caller's clock at the last step.
+    now_ms: u64,
 }
 
 impl<D: Decoder> Engine<D> {
-    /// `kv` must hand out blocks of the decoder's size, charged to `budget`. Without a tokenizer,
-    /// events carry no text and only `Request::stop_ids` end a generation.
+    /// `cache` must be over blocks of the decoder's size. Without a tokenizer, events carry no text
+    /// and only `Request::stop_ids` end a generation.
     ///
     /// # Panics
     /// If a limit of `config` is zero or over the decoder's.
-    pub fn new(decoder: D, tokenizer: Option<Tokenizer>, budget: Budget, kv: KvPool, config: EngineConfig) -> Self {
+    pub fn new(decoder: D, tokenizer: Option<Tokenizer>, cache: KvCache, config: EngineConfig) -> Self {
         let limits = decoder.limits();
         assert!((1..=limits.batch_tokens).contains(&config.batch_tokens), "batch_tokens out of range");
         assert!((1..=limits.logit_rows).contains(&config.max_running), "max_running out of range");
         let stop_ids = tokenizer.as_ref().map_or_else(Vec::new, |t| t.stop_ids().to_vec());
+        let kv = cache.pool().clone();
         Self {
             decoder,
             tokenizer,
             stop_ids,
-            budget,
-            cache: PrefixCache::new(kv.block_tokens(), config.secret, config.fingerprint),
+            budget: kv.budget().clone(),
             kv,
+            cache,
             config,
             running: Vec::new(),
             waiting: Vec::new(),
             next_id: 0,
             steps: 0,
+            now_ms: 0,
         }
     }
 
@@ -77,7 +82,7 @@ impl<D: Decoder> Engine<D> {
         self.check(&request)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        let namespace = self.cache.namespace(&request.tenant);
+        let namespace = Namespace::new(&self.config.secret, &request.tenant, &self.config.fingerprint);
         let table = BlockTable::new(&self.kv);
         let sequence = Sequence::new(id, request, table, namespace, self.tokenizer.as_ref());
         self.enqueue(sequence);
@@ -126,8 +131,8 @@ impl<D: Decoder> Engine<D> {
     pub fn cancel(&mut self, id: RequestId) -> Option<Event> {
         for queue in [&mut self.running, &mut self.waiting] {
             if let Some(at) = queue.iter().position(|s| s.id == id) {
-                let sequence = queue.remove(at);
-                sequence.leave_to(&mut self.cache);
+                let mut sequence = queue.remove(at);
+                sequence.leave_to(&mut self.cache, self.now_ms);
                 return Some(sequence.finished(FinishReason::Cancelled));
             }
         }
@@ -139,9 +144,14 @@ impl<D: Decoder> Engine<D> {
         self.cache.stats()
     }
 
-    /// Gives back every cached block that no running sequence uses.
+    /// Lets every cached block in RAM go that no running sequence uses: to disk, if there is a disk level.
     pub fn clear_cache(&mut self) {
-        self.cache.clear(&self.budget);
+        self.cache.free(u64::MAX, Occasion::Shrink, self.now_ms);
+    }
+
+    /// The prefix cache, for what goes beyond running: sessions, decisions, costs.
+    pub fn cache_mut(&mut self) -> &mut KvCache {
+        &mut self.cache
     }
 
     /// Checks the laws of budget, blocks, tables and cache.
@@ -184,8 +194,10 @@ impl<D: Decoder> Engine<D> {
         &self.budget
     }
 
-    /// Computes one batch and gives what came of it. An idle engine gives nothing.
-    pub fn step(&mut self) -> Vec<Event> {
+    /// Computes one batch and gives what came of it. An idle engine gives nothing. `now_ms` is the
+    /// caller's clock: it never falls, and only differences count.
+    pub fn step(&mut self, now_ms: u64) -> Vec<Event> {
+        self.now_ms = now_ms;
         let mut events = Vec::new();
         if self.is_idle() {
             return events;
@@ -204,14 +216,14 @@ impl<D: Decoder> Engine<D> {
 
     fn plan(&mut self) -> Plan {
         // A budget that shrank is paid from the cache first.
-        self.cache.make_room(&self.budget, 0);
+        self.cache.shrink(self.now_ms);
         let block_bytes = self.kv.charged_block_bytes();
-        let free_blocks = (self.budget.available() / block_bytes) as usize + self.cache.evictable_blocks();
+        let free_bytes = self.budget.available() + self.cache.freeable_bytes();
         let running: Vec<Candidate> = self.running.iter().map(Sequence::running_candidate).collect();
         let plan = schedule::plan(&Snapshot {
             running: &running,
             waiting: &self.admissible(),
-            free_blocks,
+            free_blocks: (free_bytes / block_bytes) as usize,
             deficit_blocks: self.budget.excess().div_ceil(block_bytes) as usize,
             block_tokens: self.kv.block_tokens(),
             batch_tokens: self.config.batch_tokens,
@@ -226,7 +238,7 @@ impl<D: Decoder> Engine<D> {
         let mut candidates = Vec::new();
         let places = self.config.max_running.saturating_sub(self.running.len());
         for (index, sequence) in self.waiting.iter().take(places).enumerate() {
-            let hit = sequence.peek(&self.cache);
+            let hit = sequence.forecast(&self.cache);
             let mut ahead = self.running.iter().filter(|s| s.is_in_prefill()).chain(&self.waiting[..index]);
             let worth_waiting = hit.tokens + self.kv.block_tokens();
             if ahead.any(|other| sequence.common_prefix(other) > worth_waiting) {
@@ -250,14 +262,14 @@ impl<D: Decoder> Engine<D> {
     /// Carries out admissions and preemptions; gives the chunks as ids, since indices change.
     fn rearrange(&mut self, plan: &Plan) -> Vec<(RequestId, usize)> {
         for mut sequence in self.waiting.drain(..plan.admit) {
-            sequence.attach(&mut self.cache);
+            sequence.attach(&mut self.cache, self.now_ms);
             self.running.push(sequence);
         }
         let chunks = plan.chunks.iter().map(|&(i, tokens)| (self.running[i].id, tokens)).collect();
         for &index in plan.preempt.iter().rev() {
             let mut sequence = self.running.remove(index);
             tracing::debug!(request = sequence.id.0, tokens = sequence.table.len_tokens(), "preempted");
-            sequence.preempt(&mut self.cache);
+            sequence.preempt(&mut self.cache, self.now_ms);
             self.enqueue(sequence);
         }
         self.running.sort_by_key(Sequence::rank);
@@ -273,7 +285,10 @@ impl<D: Decoder> Engine<D> {
             let candidate = sequence.running_candidate();
             let blocks = (candidate.computed_tokens + tokens).div_ceil(self.kv.block_tokens());
             let new = blocks.saturating_sub(candidate.held_blocks) as u64;
-            self.cache.make_room(&self.budget, new * self.kv.charged_block_bytes());
+            let missing = (new * self.kv.charged_block_bytes()).saturating_sub(self.budget.available());
+            if missing > 0 {
+                self.cache.free(missing, Occasion::Admission, self.now_ms);
+            }
             match sequence.table.reserve(tokens) {
                 Ok(()) => reserved.push((index, tokens)),
                 Err(why) => tracing::debug!(request = sequence.id.0, %why, "no room in this step"),
@@ -309,7 +324,7 @@ impl<D: Decoder> Engine<D> {
                 let mut rows = logits.chunks_exact_mut(vocab_size);
                 for (&(index, _), &wanted) in chunks.iter().zip(&wants_token) {
                     // Before the table goes on, so that those who wait for this prefix find it.
-                    self.running[index].share(&mut self.cache);
+                    self.running[index].share(&mut self.cache, self.now_ms);
                     if !wanted {
                         continue;
                     }
@@ -325,8 +340,8 @@ impl<D: Decoder> Engine<D> {
             }
         }
         for (index, reason) in finished.into_iter().rev() {
-            let sequence = self.running.remove(index);
-            sequence.leave_to(&mut self.cache);
+            let mut sequence = self.running.remove(index);
+            sequence.leave_to(&mut self.cache, self.now_ms);
             events.push(sequence.finished(reason));
         }
     }

@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-mod cache;
 pub mod engine;
 pub mod request;
 pub mod sampling;
@@ -14,7 +13,6 @@ pub mod schedule;
 mod sequence;
 pub mod stop;
 
-pub use cache::CacheStats;
 pub use engine::{Engine, EngineConfig};
 pub use request::{AdmissionError, Event, FinishReason, Request, RequestId, TokenLogprob, Usage};
 pub use sampling::{SamplingError, SamplingParams};

@@ -1,9 +1,9 @@
 //! One generation while it is in the engine.
 
+use neap_memory::cache::{Forecast, KvCache};
 use neap_memory::{BlockTable, Namespace};
 use neap_model::tokenizer::{DetokenizeOptions, Detokenizer, Tokenizer};
 
-use crate::cache::{Hit, PrefixCache};
 use crate::request::{Event, FinishReason, Request, RequestId, Usage};
 use crate::sampling::{self, Sampler};
 use crate::schedule::Candidate;
@@ -74,7 +74,7 @@ impl Sequence {
     }
 
     /// The sequence as the scheduler sees it while it waits and the cache holds `hit` of it.
-    pub fn waiting_candidate(&self, hit: Hit) -> Candidate {
+    pub fn waiting_candidate(&self, hit: Forecast) -> Candidate {
         Candidate {
             computed_tokens: hit.tokens,
             pending_tokens: self.tokens.len() - hit.tokens,
@@ -84,15 +84,16 @@ impl Sequence {
     }
 
     /// What the cache holds of the sequence.
-    pub fn peek(&self, cache: &PrefixCache) -> Hit {
-        cache.peek(&self.namespace, &self.tokens)
+    pub fn forecast(&self, cache: &KvCache) -> Forecast {
+        cache.forecast(&self.namespace, &self.tokens[..self.tokens.len() - 1])
     }
 
     /// Takes over what the cache holds of the sequence.
-    pub fn attach(&mut self, cache: &mut PrefixCache) {
-        cache.attach(&self.namespace, &self.tokens, &mut self.table);
+    pub fn attach(&mut self, cache: &mut KvCache, now_ms: u64) {
+        // The last token must be computed: its logits choose the next.
+        let known = &self.tokens[..self.tokens.len() - 1];
+        let found = cache.attach(&self.namespace, known, &mut self.table, now_ms);
         self.cached_blocks = self.table.len_blocks();
-        let found = self.table.len_tokens();
         if self.was_preempted {
             self.usage.recomputed_tokens -= found.min(self.usage.recomputed_tokens);
         } else {
@@ -101,20 +102,20 @@ impl Sequence {
     }
 
     /// Shares the full blocks with the cache, so that others need not compute them.
-    pub fn share(&mut self, cache: &mut PrefixCache) {
+    pub fn share(&mut self, cache: &mut KvCache, now_ms: u64) {
         let full = self.table.len_full_blocks();
         if full > self.cached_blocks {
             let tokens = full * self.table.block_tokens();
-            cache.insert(&self.namespace, &self.tokens[..tokens], &self.table);
+            cache.insert(&self.namespace, &self.tokens[..tokens], &mut self.table, now_ms);
             self.cached_blocks = full;
         }
     }
 
     /// Leaves everything computed to the cache.
-    pub fn leave_to(&self, cache: &mut PrefixCache) {
+    pub fn leave_to(&mut self, cache: &mut KvCache, now_ms: u64) {
         let computed = self.table.len_tokens();
         if computed > 0 {
-            cache.insert(&self.namespace, &self.tokens[..computed], &self.table);
+            cache.insert(&self.namespace, &self.tokens[..computed], &mut self.table, now_ms);
         }
     }
 
@@ -139,8 +140,8 @@ impl Sequence {
 
     /// Leaves everything computed to the cache and gives all blocks up; what the cache has to evict
     /// meanwhile is computed again later.
-    pub fn preempt(&mut self, cache: &mut PrefixCache) {
-        self.leave_to(cache);
+    pub fn preempt(&mut self, cache: &mut KvCache, now_ms: u64) {
+        self.leave_to(cache, now_ms);
         self.usage.recomputed_tokens += self.table.len_tokens();
         self.was_preempted = true;
         self.table.clear();

@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 
 use neap_engine::{AdmissionError, Engine, EngineConfig, Event, FinishReason, Request, RequestId, Usage};
-use neap_memory::{Budget, KvPool};
+use neap_memory::cache::{CacheOptions, KvCache};
+use neap_memory::{Budget, ChargeKind, KvPool};
 use neap_model::decoder::{Decoder, DecoderLimits, SequenceChunk, StepError};
 use proptest::prelude::*;
 
@@ -85,9 +86,26 @@ fn expected(prompt: &[u32], n: usize) -> Vec<u32> {
 }
 
 fn engine(blocks: usize, config: EngineConfig) -> Engine<FakeDecoder> {
-    let budget = Budget::new((blocks * BLOCK_BYTES) as u64);
+    engine_of(FakeDecoder::new(), blocks, config)
+}
+
+fn engine_of(decoder: FakeDecoder, blocks: usize, config: EngineConfig) -> Engine<FakeDecoder> {
+    let budget = Budget::new(1 << 30);
     let kv = KvPool::new(&budget, BLOCK_BYTES, BLOCK_TOKENS);
-    Engine::new(FakeDecoder::new(), None, budget, kv, config)
+    let cache = KvCache::new(&kv, CacheOptions::new(config.fingerprint)).unwrap();
+    let engine = Engine::new(decoder, None, cache, config);
+    give_blocks(&engine, blocks);
+    engine
+}
+
+/// Sets the budget to what holds so many blocks beside the cache's scratch.
+fn give_blocks(engine: &Engine<FakeDecoder>, blocks: usize) {
+    let scratch = engine.budget().charged() - kv_bytes(engine);
+    engine.budget().set_limit(scratch + (blocks * BLOCK_BYTES) as u64);
+}
+
+fn kv_bytes(engine: &Engine<FakeDecoder>) -> u64 {
+    engine.budget().snapshot().of_kind(ChargeKind::Kv)
 }
 
 fn config(batch_tokens: usize, max_running: usize) -> EngineConfig {
@@ -122,11 +140,10 @@ fn run(engine: &mut Engine<FakeDecoder>) -> Results {
     for _ in 0..20_000 {
         if engine.is_idle() {
             engine.check_conservation().unwrap();
-            let held = engine.budget().charged() / BLOCK_BYTES as u64;
-            assert_eq!(held, engine.cache_stats().evictable_blocks as u64, "idle, only the cache holds blocks");
+            assert_eq!(kv_bytes(engine), engine.cache_mut().freeable_bytes(), "idle, only the cache holds blocks");
             return results;
         }
-        results.take(engine.step());
+        results.take(engine.step(0));
     }
     panic!("the engine does not come to an end");
 }
@@ -163,11 +180,11 @@ fn a_shrinking_budget_fails_nothing() {
     let ids: Vec<RequestId> = prompts.iter().map(|p| engine.submit(request(p, 25)).unwrap()).collect();
     let mut results = Results::default();
     for _ in 0..10 {
-        results.take(engine.step());
+        results.take(engine.step(0));
     }
-    engine.budget().set_limit((10 * BLOCK_BYTES) as u64);
+    give_blocks(&engine, 10);
     for _ in 0..2 {
-        results.take(engine.step());
+        results.take(engine.step(0));
     }
     assert!(engine.budget().charged() <= engine.budget().limit());
     let rest = run(&mut engine);
@@ -220,22 +237,20 @@ fn refuses_what_makes_no_sense() {
 fn cancelling_frees_the_blocks_at_once() {
     let mut engine = engine(100, EngineConfig::default());
     let id = engine.submit(request(&[1; 10], 50)).unwrap();
-    engine.step();
-    assert!(engine.budget().charged() > 0);
+    engine.step(0);
+    assert!(kv_bytes(&engine) > 0);
     let event = engine.cancel(id).unwrap();
     assert!(matches!(event, Event::Finished { reason: FinishReason::Cancelled, .. }));
     engine.clear_cache();
-    assert_eq!(engine.budget().charged(), 0);
+    assert_eq!(kv_bytes(&engine), 0);
     assert!(engine.cancel(id).is_none());
     assert!(engine.is_idle());
 }
 
 #[test]
 fn a_failed_step_ends_its_requests_and_not_the_engine() {
-    let mut engine = engine(100, EngineConfig::default());
     let decoder = FakeDecoder { fail_at: Some(66), ..FakeDecoder::new() };
-    let kv = KvPool::new(engine.budget(), BLOCK_BYTES, BLOCK_TOKENS);
-    engine = Engine::new(decoder, None, engine.budget().clone(), kv, EngineConfig::default());
+    let mut engine = engine_of(decoder, 100, EngineConfig::default());
     let bad = engine.submit(request(&[66], 5)).unwrap();
     let results = run(&mut engine);
     assert!(matches!(results.finished[&bad].0, FinishReason::Failed(_)));
@@ -299,7 +314,7 @@ fn a_higher_priority_runs_first() {
     let high = engine.submit(Request { priority: 1, ..request(&[2; 4], 5) }).unwrap();
     let mut order = Vec::new();
     while !engine.is_idle() {
-        for event in engine.step() {
+        for event in engine.step(0) {
             if let Event::Finished { request, .. } = event {
                 order.push(request);
             }
@@ -330,16 +345,16 @@ proptest! {
         while !engine.is_idle() {
             if steps % period == 0 {
                 let blocks = limits[steps / period % limits.len()];
-                engine.budget().set_limit((blocks * BLOCK_BYTES) as u64);
+                give_blocks(&engine, blocks);
             }
-            results.take(engine.step());
+            results.take(engine.step(0));
             steps += 1;
             prop_assert!(steps < 5000);
             prop_assert!(engine.budget().excess() == 0 || steps % period == 1 || period == 1);
         }
         prop_assert_eq!(engine.check_conservation(), Ok(()));
         engine.clear_cache();
-        prop_assert_eq!(engine.budget().charged(), 0);
+        prop_assert_eq!(kv_bytes(&engine), 0);
         for (id, prompt, n) in &ids {
             prop_assert_eq!(&results.tokens[id], &expected(prompt, *n));
         }

@@ -29,10 +29,14 @@ use crate::level::Level;
 use crate::policy::{CostModel, Facts, Id, Policy};
 use crate::pool::{Block, KvPool};
 use crate::prefix::{NodeId, PrefixTree};
+use crate::region::round_to_pages;
 use crate::table::BlockTable;
 
+mod forecast;
 #[cfg(test)]
 mod tests;
+
+pub use forecast::Forecast;
 
 /// Where the bytes of a cached block are; see the [module's description](self).
 #[derive(Debug)]
@@ -113,6 +117,7 @@ pub struct KvCache {
     policy: CostModel,
     costs: CostMeter,
     log: DecisionLog,
+    measures: bool,
     /// Encoded form of one block, charged once: saving must work when nothing more is granted.
     scratch: Buffer<u8>,
     packed_ratio: f64,
@@ -136,6 +141,7 @@ impl KvCache {
             policy: CostModel::default(),
             costs: CostMeter::default(),
             log: DecisionLog::new(256),
+            measures: true,
             packed_ratio: 0.85,
             stats: CacheStats::default(),
         })
@@ -369,7 +375,9 @@ impl KvCache {
             block.bytes().len() as u64,
         );
         if level == Level::Packed {
-            self.costs.unpack.observe(bytes, us);
+            if self.measures {
+                self.costs.unpack.observe(bytes, us);
+            }
             self.stats.packed_hit_tokens += tokens as u64;
         } else {
             self.stats.disk_hit_tokens += tokens as u64;
@@ -443,13 +451,14 @@ impl KvCache {
         let budget = self.pool.budget().clone();
         let before = budget.charged();
         let freed = |budget: &crate::Budget| before.saturating_sub(budget.charged());
-        // A second round serves what the first could not carry out, with the disk out of the picture.
-        for use_disk in [true, false] {
+        // What the first round could not carry out (a full disk, a block that does not pack) the second
+        // lets go of.
+        for may_sink in [true, false] {
             let missing = bytes.saturating_sub(freed(&budget));
             if missing == 0 {
                 break;
             }
-            let situation = self.situation(missing, use_disk, now_ms);
+            let situation = self.situation(missing, may_sink, now_ms);
             let plan = self.log.plan(now_ms, occasion, &situation);
             for step in &plan.steps {
                 self.carry_out(step);
@@ -468,29 +477,27 @@ impl KvCache {
         self.pool.budget().excess()
     }
 
-    fn situation(&self, bytes_to_free: u64, use_disk: bool, now_ms: u64) -> Situation {
+    fn situation(&self, bytes_to_free: u64, may_sink: bool, now_ms: u64) -> Situation {
         let packed = Sink {
             level: Level::Packed,
             ratio: self.packed_ratio,
             quality_price_us: 0.0,
         };
+        let hot_bytes = self.pool.charged_block_bytes();
+        let packed_bytes = (hot_bytes as f64 * self.packed_ratio) as usize;
+        let packs = may_sink
+            && self.options.may_pack
+            && round_to_pages(packed_bytes).is_some_and(|bytes| (bytes as u64) < hot_bytes);
+        let spills = may_sink && self.options.disk.is_some();
         let uses = self.expected_uses(now_ms);
+        let candidates = uses
+            .iter()
+            .filter_map(|(&node, worth)| self.candidate(node, *worth));
         Situation {
             bytes_to_free,
-            candidates: uses
-                .iter()
-                .filter_map(|(&node, worth)| self.candidate(node, *worth))
-                .collect(),
-            sinks: if self.options.may_pack {
-                vec![packed]
-            } else {
-                Vec::new()
-            },
-            disk_room: if use_disk && self.options.disk.is_some() {
-                u64::MAX / 2
-            } else {
-                0
-            },
+            candidates: candidates.collect(),
+            sinks: if packs { vec![packed] } else { Vec::new() },
+            disk_room: if spills { u64::MAX / 2 } else { 0 },
             costs: self.costs,
             horizon_s: self.options.horizon_s,
         }
@@ -592,9 +599,10 @@ impl KvCache {
         };
         if let Ok(packed) = &packed {
             self.stats.packed_blocks += 1;
-            self.costs
-                .pack
-                .observe(hot_bytes, start.elapsed().as_secs_f64() * 1e6);
+            if self.measures {
+                let us = start.elapsed().as_secs_f64() * 1e6;
+                self.costs.pack.observe(hot_bytes, us);
+            }
             let ratio = packed.charged_bytes() as f64 / self.pool.charged_block_bytes() as f64;
             self.packed_ratio += 0.1 * (ratio - self.packed_ratio);
         }
@@ -636,7 +644,7 @@ impl KvCache {
         };
         let start = Instant::now();
         let written = disk.put(Kind::Block, info.hash, &meta, payload).is_ok();
-        if written {
+        if written && self.measures {
             self.costs
                 .disk_write
                 .observe(payload.len() as u64, start.elapsed().as_secs_f64() * 1e6);
@@ -648,6 +656,11 @@ impl KvCache {
     /// The costs measured so far; tell it what recomputing takes.
     pub fn costs_mut(&mut self) -> &mut CostMeter {
         &mut self.costs
+    }
+
+    /// Stops measuring: decisions depend on the calls alone from now on, as simulations want.
+    pub fn fix_costs(&mut self) {
+        self.measures = false;
     }
 
     /// Counters.
