@@ -261,15 +261,18 @@ impl Sessions {
                 return Err(SessionError::Incomplete { stored, wanted });
             }
         }
-        let manifest = session.encode();
-        self.disk.put(
-            Kind::Session,
-            session.key(),
-            &self.meta(&manifest),
-            &manifest,
-        )?;
+        self.write_manifest(session)
+    }
+
+    /// The blocks are made to last before the manifest is written: a manifest that survives a power cut
+    /// without being acknowledged must not stand for blocks that did not.
+    fn write_manifest(&self, session: &Session) -> Result<(), SessionError> {
         self.disk.sync()?;
-        Ok(())
+        let manifest = session.encode();
+        let meta = self.meta(&manifest);
+        self.disk
+            .put(Kind::Session, session.key(), &meta, &manifest)?;
+        Ok(self.disk.sync()?)
     }
 
     /// Deletes the oldest session of the lowest priority below that of `session`; whether there was one.
@@ -461,14 +464,7 @@ impl Sessions {
             };
             self.disk.put(Kind::Block, *block, &meta, &payload)?;
         }
-        let manifest = session.encode();
-        self.disk.put(
-            Kind::Session,
-            session.key(),
-            &self.meta(&manifest),
-            &manifest,
-        )?;
-        Ok(self.disk.sync()?)
+        self.write_manifest(session)
     }
 
     fn read_record(

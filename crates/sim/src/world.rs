@@ -1,0 +1,537 @@
+//! A whole memory core under load and faults, from one seed.
+//!
+//! The decoder is a fake: the keys and values of a token are bytes that depend on every token up to it,
+//! and the "logits" of a sequence are a hash of every byte that attention would read. So any block that
+//! is wrong, stale or swapped is seen at once. Faults: a full disk, failing reads and syncs, flipped bits,
+//! kills, power cuts, budgets that change, requests that are cancelled.
+//!
+//! One seed is one run: the same steps, the same faults, the same outcome.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use neap_memory::disk::fake::FakeStorage;
+use neap_memory::disk::{DiskOptions, DiskStore, Storage};
+use neap_memory::governor::Occasion;
+use neap_memory::hash::{Fingerprint, Namespace};
+use neap_memory::session::{KeepOptions, Sessions};
+use neap_memory::{BlockTable, Budget, CacheOptions, KvCache, KvPool};
+
+/// Tokens of a block.
+const BLOCK_TOKENS: usize = 4;
+/// Bytes of a token's keys and values.
+const TOKEN_BYTES: usize = 1024;
+const BLOCK_BYTES: usize = BLOCK_TOKENS * TOKEN_BYTES;
+/// Conversations of a run.
+const TALKS: u64 = 12;
+/// Longest conversation, in tokens.
+const MAX_TOKENS: usize = 60;
+
+/// What a run did; all of it follows from the seed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Prompts run to their end.
+    pub finished: u64,
+    /// Prompts that the budget had no room for.
+    pub refused: u64,
+    /// Tokens found in the cache.
+    pub cached_tokens: u64,
+    /// Tokens computed.
+    pub computed_tokens: u64,
+    /// Sessions acknowledged.
+    pub sessions_saved: u64,
+    /// Sessions found again after a kill or a power cut.
+    pub sessions_restored: u64,
+    /// Kills and power cuts.
+    pub restarts: u64,
+    /// Faults injected.
+    pub faults: u64,
+}
+
+/// A source of numbers: SplitMix64 (Steele, Lea, Flood 2014).
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// Starts from a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A number below `bound`, which is positive.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % bound
+    }
+
+    /// Whether one of `chances` happened.
+    pub fn one_in(&mut self, chances: u64) -> bool {
+        self.below(chances) == 0
+    }
+}
+
+/// State of the fake decoder after a run of tokens.
+#[derive(Clone, Copy)]
+struct Decoder(u64);
+
+impl Decoder {
+    /// Takes in one token; returns its keys and values.
+    fn feed(&mut self, token: u32) -> [u8; TOKEN_BYTES] {
+        self.0 = (self.0 ^ u64::from(token))
+            .wrapping_mul(0x0100_0000_01B3)
+            .rotate_left(23);
+        let mut random = Random::new(self.0);
+        let mut bytes = [0; TOKEN_BYTES];
+        // A few random bytes among regular ones, so that packing has something to do.
+        for (i, pair) in bytes.chunks_exact_mut(2).enumerate() {
+            let value = random.below(1 << 16);
+            pair.copy_from_slice(&[value as u8, 0x38 + (i % 4) as u8]);
+        }
+        bytes
+    }
+}
+
+/// Hash over keys and values as attention reads them.
+fn logits(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.chunks_exact(8).fold(hash, |hash, word| {
+        let mut eight = [0; 8];
+        eight.copy_from_slice(word);
+        (hash ^ u64::from_le_bytes(eight))
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            .rotate_left(29)
+    })
+}
+
+fn expected_logits(tokens: &[u32]) -> u64 {
+    let mut decoder = Decoder(1);
+    tokens
+        .iter()
+        .fold(7, |hash, &token| logits(hash, &decoder.feed(token)))
+}
+
+fn read_logits(table: &BlockTable) -> u64 {
+    (0..table.len_tokens()).fold(7, |hash, t| {
+        let at = t % BLOCK_TOKENS * TOKEN_BYTES;
+        logits(hash, &table.block(t / BLOCK_TOKENS)[at..at + TOKEN_BYTES])
+    })
+}
+
+/// A run under way.
+pub struct World {
+    random: Random,
+    storage: Arc<FakeStorage>,
+    budget: Budget,
+    pool: KvPool,
+    disk: Arc<DiskStore>,
+    cache: KvCache,
+    sessions: Sessions,
+    tenant: Namespace,
+    fingerprint: Fingerprint,
+    talks: Vec<Vec<u32>>,
+    /// Acknowledged and not deleted since.
+    acknowledged: BTreeMap<String, Vec<u32>>,
+    /// Saved since without being acknowledged: may have survived as well.
+    attempted: BTreeMap<String, Vec<Vec<u32>>>,
+    /// A running sequence that holds its blocks through the steps of others.
+    running: Option<(BlockTable, Vec<u32>)>,
+    /// After damage on disk a session may be incomplete.
+    is_damaged: bool,
+    now_ms: u64,
+    report: Report,
+}
+
+impl World {
+    /// A fresh world.
+    ///
+    /// # Errors
+    /// A description of what could not be made.
+    pub fn new(seed: u64) -> Result<Self, String> {
+        let mut random = Random::new(seed);
+        let blocks = 20 + random.below(200);
+        let fingerprint = Fingerprint::of_parts(&[("model", b"fake")]);
+        let tenant = Namespace::new(&[5; 32], "sim", &fingerprint);
+        let budget = Budget::new(blocks * BLOCK_BYTES as u64);
+        let parts = open(Arc::new(FakeStorage::default()), &budget, fingerprint)?;
+        let talks = (0..TALKS)
+            .map(|talk| vec![0, 1, 2, 3, 4, (talk % 3) as u32])
+            .collect();
+        Ok(Self {
+            random,
+            storage: parts.storage,
+            budget,
+            pool: parts.pool,
+            disk: parts.disk,
+            cache: parts.cache,
+            sessions: parts.sessions,
+            tenant,
+            fingerprint,
+            talks,
+            acknowledged: BTreeMap::new(),
+            attempted: BTreeMap::new(),
+            running: None,
+            is_damaged: false,
+            now_ms: 0,
+            report: Report::default(),
+        })
+    }
+
+    /// Runs `steps` steps, checking every law after each.
+    ///
+    /// # Errors
+    /// The step and the law that it broke.
+    pub fn run(mut self, steps: u64) -> Result<Report, String> {
+        for step in 0..steps {
+            self.now_ms += 1 + self.random.below(5000);
+            self.step().map_err(|e| format!("step {step}: {e}"))?;
+            self.check()
+                .map_err(|e| format!("after step {step}: {e}"))?;
+        }
+        Ok(self.report)
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        match self.random.below(100) {
+            0..=59 => self.prompt(),
+            60..=64 => self.hold_one(),
+            65..=72 => self.save(),
+            73..=75 => self.delete(),
+            76..=84 => self.change_budget(),
+            85..=92 => {
+                self.inject();
+                Ok(())
+            }
+            93..=97 => self.restart(),
+            _ => {
+                self.running = None;
+                Ok(())
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.cache.check_conservation()?;
+        if let Some((table, tokens)) = &self.running
+            && read_logits(table) != expected_logits(tokens)
+        {
+            return Err("a running sequence's blocks changed under it".into());
+        }
+        Ok(())
+    }
+
+    /// A conversation goes on by a few tokens; now and then it is cancelled half-way.
+    fn prompt(&mut self) -> Result<(), String> {
+        let talk = self.random.below(TALKS) as usize;
+        if self.talks[talk].len() > MAX_TOKENS || self.random.one_in(12) {
+            self.talks[talk].truncate(6);
+        }
+        for _ in 0..=self.random.below(9) {
+            let token = self.random.below(1000) as u32;
+            self.talks[talk].push(token);
+        }
+        let tokens = self.talks[talk].clone();
+        let mut table = BlockTable::new(&self.pool);
+        let cached = self.cache.attach(
+            &self.tenant,
+            &tokens[..tokens.len() - 1],
+            &mut table,
+            self.now_ms,
+        );
+        if read_logits(&table) != expected_logits(&tokens[..cached]) {
+            return Err(format!(
+                "wrong keys or values among {cached} cached tokens of talk {talk}"
+            ));
+        }
+        if !self.reserve(&mut table, tokens.len() - cached) {
+            self.report.refused += 1;
+            return Ok(());
+        }
+        if self.random.one_in(15) {
+            return Ok(());
+        }
+        compute(&mut table, &tokens);
+        self.cache
+            .insert(&self.tenant, &tokens, &mut table, self.now_ms);
+        if read_logits(&table) != expected_logits(&tokens) {
+            return Err(format!("wrong keys or values after talk {talk} was cached"));
+        }
+        self.report.finished += 1;
+        self.report.cached_tokens += cached as u64;
+        self.report.computed_tokens += (tokens.len() - cached) as u64;
+        Ok(())
+    }
+
+    fn reserve(&mut self, table: &mut BlockTable, tokens: usize) -> bool {
+        for _ in 0..3 {
+            let Err(refusal) = table.reserve(tokens) else {
+                return true;
+            };
+            let missing = (tokens.div_ceil(BLOCK_TOKENS) + 1) as u64 * BLOCK_BYTES as u64;
+            let missing = missing.saturating_sub(refusal.available).max(1) + self.budget.excess();
+            if self.cache.free(missing, Occasion::Admission, self.now_ms) == 0 {
+                return false;
+            }
+        }
+        table.reserve(tokens).is_ok()
+    }
+
+    /// Leaves a sequence running through the following steps.
+    fn hold_one(&mut self) -> Result<(), String> {
+        let talk = self.random.below(TALKS) as usize;
+        let tokens = self.talks[talk].clone();
+        let mut table = BlockTable::new(&self.pool);
+        let cached = self
+            .cache
+            .attach(&self.tenant, &tokens, &mut table, self.now_ms);
+        if self.reserve(&mut table, tokens.len() - cached) {
+            compute(&mut table, &tokens);
+            self.running = Some((table, tokens));
+        }
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<(), String> {
+        let talk = self.random.below(TALKS) as usize;
+        let name = format!("talk {talk}");
+        let tokens = self.talks[talk].clone();
+        let keep = KeepOptions {
+            priority: self.random.below(4) as u8,
+            ttl_ms: None,
+        };
+        let saved = self.sessions.save(
+            &mut self.cache,
+            (&self.tenant, &name, &tokens),
+            keep,
+            self.now_ms,
+        );
+        if saved.is_ok() {
+            self.report.sessions_saved += 1;
+            self.attempted.remove(&name);
+            self.acknowledged.insert(name, tokens);
+        } else {
+            self.attempted.entry(name).or_default().push(tokens);
+        }
+        // A session of lower priority may have given way.
+        let left: Vec<String> = self
+            .sessions
+            .list(&self.tenant, self.now_ms)
+            .map(|s| s.name.clone())
+            .collect();
+        self.acknowledged.retain(|name, _| left.contains(name));
+        Ok(())
+    }
+
+    fn delete(&mut self) -> Result<(), String> {
+        let name = format!("talk {}", self.random.below(TALKS));
+        let deleted = self.sessions.delete(&self.tenant, &name);
+        if self.acknowledged.remove(&name).is_some() && deleted.is_err() {
+            // Not acknowledged: it may be there again after a restart, or not.
+            self.report.faults += 1;
+        }
+        Ok(())
+    }
+
+    fn change_budget(&mut self) -> Result<(), String> {
+        let limit = (10 + self.random.below(240)) * BLOCK_BYTES as u64;
+        self.budget.set_limit(limit);
+        let excess = self.cache.shrink(self.now_ms);
+        let held = self
+            .running
+            .as_ref()
+            .map_or(0, |(table, _)| table.len_blocks() + 1);
+        // What is left above the limit is what running sequences hold.
+        let most = (held * BLOCK_BYTES) as u64;
+        if excess > most {
+            return Err(format!(
+                "{excess} bytes above the limit after a shrink, {most} are in use"
+            ));
+        }
+        Ok(())
+    }
+
+    fn inject(&mut self) {
+        self.report.faults += 1;
+        match self.random.below(5) {
+            0 => {
+                let room = self.random.below(40_000);
+                self.storage.set_room(Some(room));
+            }
+            1 => self.storage.set_room(None),
+            2 => self.storage.fail_syncs(1),
+            3 => {
+                self.storage.fail_reads(1);
+                // A record that could not be read is forgotten, like one that is damaged.
+                self.is_damaged = true;
+            }
+            _ => {
+                let files = self.storage.files();
+                let file = self.random.below(files.len().max(1) as u64) as usize;
+                if let Some((name, bytes)) = files.get(file).filter(|f| !f.1.is_empty()) {
+                    let bit = self.random.below(bytes.len() as u64 * 8);
+                    self.storage.flip_bit(name, bit);
+                    self.is_damaged = true;
+                }
+            }
+        }
+    }
+
+    /// A kill or a power cut, and a start from what is left.
+    fn restart(&mut self) -> Result<(), String> {
+        self.report.restarts += 1;
+        self.running = None;
+        let random = &mut self.random;
+        let storage = if random.one_in(2) {
+            self.storage.after_power_cut(|below| random.below(below))
+        } else {
+            self.storage.after_kill()
+        };
+        self.budget = Budget::new((20 + self.random.below(200)) * BLOCK_BYTES as u64);
+        let parts = open(Arc::new(storage), &self.budget, self.fingerprint)?;
+        self.storage = parts.storage;
+        self.pool = parts.pool;
+        self.disk = parts.disk;
+        self.cache = parts.cache;
+        self.sessions = parts.sessions;
+        for (name, tokens) in self.acknowledged.clone() {
+            self.restore(&name, &tokens)?;
+        }
+        self.attempted.clear();
+        if self.is_damaged {
+            // From here on only what is acknowledged anew counts.
+            self.acknowledged.clear();
+            self.is_damaged = false;
+        }
+        self.storage.set_room(None);
+        Ok(())
+    }
+
+    fn restore(&mut self, name: &str, tokens: &[u32]) -> Result<(), String> {
+        let found = self
+            .sessions
+            .restore(&mut self.cache, &self.tenant, name, self.now_ms);
+        let restored = match found {
+            Ok(session) => session.tokens.clone(),
+            Err(_) if self.is_damaged => return Ok(()),
+            Err(error) => return Err(format!("acknowledged: {error}")),
+        };
+        let mut table = BlockTable::new(&self.pool);
+        let cached = self
+            .cache
+            .attach(&self.tenant, &restored, &mut table, self.now_ms);
+        if read_logits(&table) != expected_logits(&restored[..cached]) {
+            return Err(format!(
+                "session {name:?} came back with wrong keys or values"
+            ));
+        }
+        let attempts = self
+            .attempted
+            .get(name)
+            .is_some_and(|all| all.contains(&restored));
+        let is_known = restored == tokens || attempts;
+        if !self.is_damaged && (!is_known || cached != restored.len()) {
+            return Err(format!(
+                "session {name:?}: {cached} of {} tokens came back",
+                tokens.len()
+            ));
+        }
+        self.acknowledged.insert(name.to_owned(), restored);
+        self.report.sessions_restored += 1;
+        Ok(())
+    }
+}
+
+/// Writes the tokens that the table does not hold yet.
+fn compute(table: &mut BlockTable, tokens: &[u32]) {
+    let from = table.len_tokens();
+    let mut decoder = Decoder(1);
+    for (t, &token) in tokens.iter().enumerate() {
+        let bytes = decoder.feed(token);
+        if t >= from {
+            let at = t % BLOCK_TOKENS * TOKEN_BYTES;
+            table.block_mut(t / BLOCK_TOKENS)[at..at + TOKEN_BYTES].copy_from_slice(&bytes);
+        }
+    }
+    table.advance(tokens.len() - from);
+}
+
+/// What a process holds.
+struct Parts {
+    storage: Arc<FakeStorage>,
+    pool: KvPool,
+    disk: Arc<DiskStore>,
+    cache: KvCache,
+    sessions: Sessions,
+}
+
+fn open(
+    storage: Arc<FakeStorage>,
+    budget: &Budget,
+    fingerprint: Fingerprint,
+) -> Result<Parts, String> {
+    let options = DiskOptions {
+        limit_bytes: 2 << 20,
+        segment_bytes: 128 << 10,
+    };
+    let disk = DiskStore::open(Arc::clone(&storage) as Arc<dyn Storage>, options)
+        .map_err(|e| e.to_string())?;
+    let disk = Arc::new(disk);
+    let pool = KvPool::new(budget, BLOCK_BYTES, BLOCK_TOKENS);
+    let options = CacheOptions {
+        disk: Some(Arc::clone(&disk)),
+        // One read at a time: the order of faults must follow from the seed.
+        reads_in_flight: 1,
+        ..CacheOptions::new(fingerprint)
+    };
+    let mut cache = KvCache::new(&pool, options).map_err(|e| e.to_string())?;
+    // Fixed costs: measured ones would make decisions depend on the clock.
+    cache.fix_costs();
+    Ok(Parts {
+        storage,
+        sessions: Sessions::open(&disk, fingerprint, BLOCK_TOKENS),
+        pool,
+        disk,
+        cache,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEPS: u64 = 150;
+
+    #[test]
+    fn every_law_holds_on_many_seeds() {
+        let mut total = Report::default();
+        for seed in 0..120 {
+            let report = World::new(seed)
+                .unwrap()
+                .run(STEPS)
+                .unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            total.finished += report.finished;
+            total.cached_tokens += report.cached_tokens;
+            total.sessions_restored += report.sessions_restored;
+            total.faults += report.faults;
+        }
+        // The runs did what they are for.
+        assert!(
+            total.finished > 4_000 && total.cached_tokens > 20_000,
+            "{total:?}"
+        );
+        assert!(
+            total.sessions_restored > 200 && total.faults > 800,
+            "{total:?}"
+        );
+    }
+
+    #[test]
+    fn one_seed_is_one_run() {
+        for seed in 0..10 {
+            let run = || World::new(seed).unwrap().run(STEPS).unwrap();
+            assert_eq!(run(), run());
+        }
+    }
+}
