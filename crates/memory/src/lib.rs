@@ -1,6 +1,9 @@
 //! Memory core of Neap: one live budget, and everything that is held under it.
 //!
-//! The way of a block: [`budget`] → arena → [`pool`] → [`table`].
+//! The way of a block: [`budget`] → arena → [`pool`] → [`table`] → [`prefix`] → [`policy`] → [`governor`] →
+//! [`codec`] → [`disk`]. [`cache`] puts these together; [`session`] keeps conversations on purpose;
+//! [`pressure`] tells the budget what the outside world leaves. Nothing here knows models, HTTP, or what a
+//! token means.
 //!
 //! ```
 //! use neap_memory::{BlockTable, Budget, Buffer, ChargeKind, KvPool};
@@ -19,6 +22,34 @@
 //! drop(table);                            // pages go back to the system, bytes to the budget
 //! drop(weights);
 //! assert_eq!(budget.charged(), 0);
+//! # Ok::<(), neap_memory::OverBudget>(())
+//! ```
+//!
+//! Prefixes are cached, and given up when the budget shrinks:
+//!
+//! ```
+//! use neap_memory::{BlockTable, Budget, CacheOptions, Fingerprint, KvCache, KvPool, Namespace};
+//!
+//! let budget = Budget::new(8 << 20);
+//! let pool = KvPool::new(&budget, 64 << 10, 32);
+//! let fingerprint = Fingerprint::of_parts(&[("model", b"tiny"), ("codec", b"f16")]);
+//! let tenant = Namespace::new(&[7; 32], "alice", &fingerprint);
+//! let mut cache = KvCache::new(&pool, CacheOptions::new(fingerprint))?;
+//!
+//! let prompt: Vec<u32> = (0..100).collect();
+//! let mut table = BlockTable::new(&pool);
+//! assert_eq!(cache.attach(&tenant, &prompt[..99], &mut table, 0), 0);
+//! table.reserve(100)?;                    // …the model computes keys and values…
+//! table.advance(100);
+//! cache.insert(&tenant, &prompt, &mut table, 0);
+//! drop(table);
+//!
+//! let mut next = BlockTable::new(&pool);
+//! assert_eq!(cache.attach(&tenant, &prompt[..99], &mut next, 1000), 99);
+//! drop(next);
+//!
+//! budget.set_limit(128 << 10);
+//! assert_eq!(cache.shrink(2000), 0);      // nothing is left above the limit
 //! # Ok::<(), neap_memory::OverBudget>(())
 //! ```
 
