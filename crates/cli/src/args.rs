@@ -98,10 +98,20 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 64)]
     pub penalty_window: usize,
     /// Lower a token's logit by this for each time it was produced.
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     pub frequency_penalty: f32,
     /// Lower a token's logit by this if it was produced at all.
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     pub presence_penalty: f32,
     /// Equal seeds give equal texts; drawn afresh if left out (-v shows it).
     #[arg(long)]
@@ -157,6 +167,15 @@ pub struct ChatArgs {
     /// Print tokens, speed and memory after each answer.
     #[arg(short, long)]
     pub verbose: bool,
+    /// Keep the conversation under this name: it goes on where it ended, without being computed again.
+    #[arg(long, value_name = "NAME", value_parser = parse_session)]
+    pub session: Option<String>,
+    /// Folder for conversations that are kept, instead of the usual place.
+    #[arg(long, value_name = "PATH", requires = "session")]
+    pub store: Option<PathBuf>,
+    /// Disk space for the keys and values of conversations that are kept.
+    #[arg(long, value_name = "SIZE", value_parser = bytes::parse, default_value = "4GiB", requires = "session")]
+    pub store_limit: u64,
     /// Keep the lines typed in this file, instead of the usual place.
     #[arg(long, value_name = "PATH")]
     pub history: Option<PathBuf>,
@@ -198,13 +217,23 @@ pub struct BenchModelArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Lengths of prompts to prefill.
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "512")]
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        value_delimiter = ',',
+        default_value = "512"
+    )]
     pub prompt: Vec<usize>,
     /// Tokens to decode.
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     pub generate: usize,
     /// Tokens already in the context before the measured part.
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "0")]
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        value_delimiter = ',',
+        default_value = "0"
+    )]
     pub depth: Vec<usize>,
     /// Sequences that decode together.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1")]
@@ -235,6 +264,17 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
     Ok((id, bias))
 }
 
+/// A name that is a file name on every system.
+fn parse_session(name: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > 100 || name.starts_with('.') || !name.chars().all(is_plain) {
+        return Err(
+            "use letters, digits, '-', '_' and '.', at most 100, not beginning with '.'".to_owned(),
+        );
+    }
+    Ok(name.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,6 +283,14 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn session_names_are_plain() {
+        assert!(parse_session("my-chat_2.a").is_ok());
+        for bad in ["", "..", "a/b", ".hidden", "a b", &"x".repeat(101)] {
+            assert!(parse_session(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

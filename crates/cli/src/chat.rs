@@ -9,12 +9,13 @@ use neap_engine::{FinishReason, Request};
 use neap_model::chat::{ChatMessage, RenderOptions};
 use neap_model::tokenizer::EncodeOptions;
 use rustyline::error::ReadlineError;
+use rustyline::history::DefaultHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Completer, Editor, Helper, Highlighter, Hinter};
-use rustyline::history::DefaultHistory;
 
 use crate::args::ChatArgs;
 use crate::failure::Failure;
+use crate::keep::{Conversation, Store};
 use crate::loading::{self, Loaded};
 use crate::{generate, interrupt, report, sampling};
 
@@ -29,11 +30,15 @@ const HELP: &str = "\
 A line that ends with \\ goes on in the next; \"\"\" begins and ends several lines.";
 
 pub fn run(args: &ChatArgs) -> Result<(), Failure> {
-    let loaded = loading::load(&args.model, 1)?;
+    let store = Store::open(args)?;
+    let loaded = loading::load(&args.model, 1, store.as_ref().map(Store::disk))?;
     interrupt::install();
-    let mut chat = Chat { args, loaded, messages: Vec::new(), system: args.system.clone(), turns: 0 };
-    chat.forget();
-    if io::stdin().is_terminal() { chat.interactive() } else { chat.piped() }
+    let mut chat = Chat::begin(args, loaded, store.as_ref())?;
+    if io::stdin().is_terminal() {
+        chat.interactive()
+    } else {
+        chat.piped()
+    }
 }
 
 struct Chat<'a> {
@@ -42,6 +47,7 @@ struct Chat<'a> {
     messages: Vec<ChatMessage>,
     system: Option<String>,
     turns: u64,
+    kept: Option<Conversation>,
 }
 
 /// What a line led to.
@@ -50,7 +56,34 @@ enum Next {
     Leave,
 }
 
-impl Chat<'_> {
+impl<'a> Chat<'a> {
+    /// Begins a conversation, or goes on with the one that is kept.
+    fn begin(args: &'a ChatArgs, loaded: Loaded, store: Option<&Store>) -> Result<Self, Failure> {
+        let (fingerprint, block_tokens) = (loaded.fingerprint, loaded.engine.kv().block_tokens());
+        let kept = store.zip(args.session.as_deref());
+        let kept = kept.map(|(store, name)| store.conversation(name, fingerprint, block_tokens));
+        let mut chat = Self {
+            args,
+            loaded,
+            messages: Vec::new(),
+            system: args.system.clone(),
+            turns: 0,
+            kept,
+        };
+        chat.forget();
+        if let Some(kept) = &chat.kept {
+            let messages = kept.load()?;
+            if !messages.is_empty() {
+                eprintln!(
+                    "Going on with {} messages of an earlier conversation; /show prints them.",
+                    messages.len()
+                );
+                chat.messages = messages;
+            }
+        }
+        Ok(chat)
+    }
+
     fn interactive(&mut self) -> Result<(), Failure> {
         let mut editor: Editor<Lines, DefaultHistory> = Editor::new()?;
         editor.set_helper(Some(Lines {}));
@@ -59,7 +92,10 @@ impl Chat<'_> {
             // The first time there is none.
             let _ = editor.load_history(path);
         }
-        eprintln!("Talking with {}. /help lists the commands, Ctrl-D leaves.", self.loaded.name);
+        eprintln!(
+            "Talking with {}. /help lists the commands, Ctrl-D leaves.",
+            self.loaded.name
+        );
         loop {
             match editor.readline("> ") {
                 Ok(line) => {
@@ -87,7 +123,8 @@ impl Chat<'_> {
     fn piped(&mut self) -> Result<(), Failure> {
         let mut open = String::new();
         for line in io::stdin().lines() {
-            let line = line.map_err(|why| Failure::new(format!("standard input can't be read: {why}")))?;
+            let line =
+                line.map_err(|why| Failure::new(format!("standard input can't be read: {why}")))?;
             if !open.is_empty() {
                 open.push('\n');
             }
@@ -122,7 +159,9 @@ impl Chat<'_> {
                 Some(question) => self.ask(question),
                 None => eprintln!("There is nothing to answer yet."),
             },
-            unknown if unknown.starts_with('/') => eprintln!("There is no command {unknown}; /help lists them."),
+            unknown if unknown.starts_with('/') => {
+                eprintln!("There is no command {unknown}; /help lists them.")
+            }
             _ => self.ask(message.to_owned()),
         }
         Next::GoOn
@@ -131,7 +170,8 @@ impl Chat<'_> {
     fn forget(&mut self) {
         self.messages.clear();
         if let Some(system) = &self.system {
-            self.messages.push(ChatMessage::new("system", system.as_str()));
+            self.messages
+                .push(ChatMessage::new("system", system.as_str()));
         }
     }
 
@@ -159,7 +199,15 @@ impl Chat<'_> {
     fn ask(&mut self, question: String) {
         self.messages.push(ChatMessage::new("user", question));
         match self.answer() {
-            Ok(answer) => self.messages.push(ChatMessage::new("assistant", answer)),
+            Ok((answer, tokens)) => {
+                self.messages.push(ChatMessage::new("assistant", answer));
+                if let Some(kept) = &mut self.kept
+                    && let Err(failure) =
+                        kept.save(&self.messages, &tokens, self.loaded.engine.cache_mut())
+                {
+                    let _ = failure.report();
+                }
+            }
             Err(failure) => {
                 self.messages.pop();
                 let _ = failure.report();
@@ -167,16 +215,25 @@ impl Chat<'_> {
         }
     }
 
-    fn answer(&mut self) -> Result<String, Failure> {
-        let options = RenderOptions { add_generation_prompt: true, now: Some(SystemTime::now()), ..RenderOptions::default() };
+    /// The answer to the conversation so far, and all tokens whose keys and values were computed.
+    fn answer(&mut self) -> Result<(String, Vec<u32>), Failure> {
+        let options = RenderOptions {
+            add_generation_prompt: true,
+            now: Some(SystemTime::now()),
+            ..RenderOptions::default()
+        };
         let prompt = self.loaded.template.render(&self.messages, &options)?;
-        let options = EncodeOptions { add_bos: true, parse_special: true };
+        let options = EncodeOptions {
+            add_bos: true,
+            parse_special: true,
+        };
         let tokens = self.loaded.tokenizer.encode(&prompt, options)?;
         let mut params = sampling::params(&self.args.sampling);
         // With a seed given, every turn still draws anew, and a conversation can be repeated.
         params.seed = params.seed.wrapping_add(self.turns);
         self.turns += 1;
         let seed = params.seed;
+        let mut computed = tokens.clone();
         let request = Request {
             prompt: tokens,
             max_new_tokens: (self.args.max_tokens > 0).then_some(self.args.max_tokens),
@@ -198,8 +255,19 @@ impl Chat<'_> {
         if self.args.verbose {
             report::print(&outcome, seed, self.loaded.engine.budget());
         }
-        Ok(outcome.text)
+        // The last token was chosen, not computed.
+        let new = outcome
+            .tokens
+            .len()
+            .saturating_sub(usize::from(!ended_by_token(&outcome.reason)));
+        computed.extend(&outcome.tokens[..new]);
+        Ok((outcome.text, computed))
     }
+}
+
+/// Whether the token that ended the generation is not among those given out.
+fn ended_by_token(reason: &FinishReason) -> bool {
+    matches!(reason, FinishReason::EndOfText(_))
 }
 
 /// What was said. Every message here was made of a string.
@@ -218,10 +286,17 @@ fn is_incomplete(text: &str) -> bool {
 /// Takes the marks of several lines away.
 fn unwrap_lines(text: &str) -> Cow<'_, str> {
     let trimmed = text.trim();
-    if let Some(inner) = trimmed.strip_prefix("\"\"\"").and_then(|t| t.strip_suffix("\"\"\"")) {
+    if let Some(inner) = trimmed
+        .strip_prefix("\"\"\"")
+        .and_then(|t| t.strip_suffix("\"\"\""))
+    {
         return Cow::Borrowed(inner.trim_matches('\n'));
     }
-    if text.contains("\\\n") { Cow::Owned(text.replace("\\\n", "\n")) } else { Cow::Borrowed(text) }
+    if text.contains("\\\n") {
+        Cow::Owned(text.replace("\\\n", "\n"))
+    } else {
+        Cow::Borrowed(text)
+    }
 }
 
 /// Tells the editor whether the message goes on.
@@ -231,23 +306,38 @@ struct Lines {}
 impl Validator for Lines {
     fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
         let incomplete = is_incomplete(context.input());
-        Ok(if incomplete { ValidationResult::Incomplete } else { ValidationResult::Valid(None) })
+        Ok(if incomplete {
+            ValidationResult::Incomplete
+        } else {
+            ValidationResult::Valid(None)
+        })
     }
 }
 
-/// `$XDG_STATE_HOME/neap/history`, or the same under the home directory.
+/// Where the lines typed are kept.
 fn history_path() -> Option<PathBuf> {
+    Some(state_folder()?.join("history"))
+}
+
+/// `$XDG_STATE_HOME/neap`, or the same under the home directory.
+pub fn state_folder() -> Option<PathBuf> {
     let base = std::env::var_os("XDG_STATE_HOME")
         .filter(|v| !v.is_empty())
         .map(PathBuf::from)
         .or_else(|| Some(std::env::home_dir()?.join(".local/state")))?;
-    Some(base.join("neap").join("history"))
+    Some(base.join("neap"))
 }
 
 fn save_history(editor: &mut Editor<Lines, DefaultHistory>, path: &std::path::Path) {
     let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-    if let Err(why) = made.map_err(ReadlineError::from).and_then(|()| editor.save_history(path)) {
-        eprintln!("neap: the history was not kept in {}: {why}", path.display());
+    if let Err(why) = made
+        .map_err(ReadlineError::from)
+        .and_then(|()| editor.save_history(path))
+    {
+        eprintln!(
+            "neap: the history was not kept in {}: {why}",
+            path.display()
+        );
     }
 }
 

@@ -14,12 +14,18 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: Some(message.into()), code: 1 }
+        Self {
+            message: Some(message.into()),
+            code: 1,
+        }
     }
 
     /// Ended by Ctrl-C: nothing to say.
     pub fn interrupted() -> Self {
-        Self { message: None, code: interrupt::EXIT_CODE }
+        Self {
+            message: None,
+            code: interrupt::EXIT_CODE,
+        }
     }
 
     /// Prints the message and gives the exit code.

@@ -1,7 +1,7 @@
 //! Drives the engine for one generation and measures it.
 
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use neap_engine::{AdmissionError, Engine, Event, FinishReason, Request, Usage};
 use neap_model::decoder::Decoder;
@@ -18,6 +18,8 @@ pub struct Outcome {
     pub decode: Duration,
     /// The whole text produced.
     pub text: String,
+    /// The tokens produced.
+    pub tokens: Vec<u32>,
 }
 
 impl Outcome {
@@ -50,6 +52,7 @@ pub fn generate<D: Decoder>(
     let mut first = None;
     let mut last = start;
     let mut text = String::new();
+    let mut tokens = Vec::new();
     loop {
         let mut events = engine.step(clock_ms());
         if interrupt::pressed() {
@@ -57,12 +60,18 @@ pub fn generate<D: Decoder>(
         }
         for event in events {
             let (piece, finished) = match event {
-                Event::Token { text, .. } => {
+                Event::Token { text, id, .. } => {
+                    tokens.push(id);
                     last = Instant::now();
                     first.get_or_insert(last);
                     (text, None)
                 }
-                Event::Finished { text, reason, usage, .. } => (text, Some((reason, usage))),
+                Event::Finished {
+                    text,
+                    reason,
+                    usage,
+                    ..
+                } => (text, Some((reason, usage))),
             };
             text.push_str(&piece);
             if on_text(&piece).is_err() && finished.is_none() {
@@ -77,14 +86,22 @@ pub fn generate<D: Decoder>(
                     first_token: first - start,
                     decode: last.saturating_duration_since(first),
                     text,
+                    tokens,
                 });
             }
         }
     }
 }
 
-/// Milliseconds since the program first asked.
-fn clock_ms() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_millis() as u64
+/// The wall clock when the program first asked, and going on steadily from there: milliseconds since
+/// 1970 that never fall.
+pub fn clock_ms() -> u64 {
+    static START: OnceLock<(u64, Instant)> = OnceLock::new();
+    let (wall_ms, start) = START.get_or_init(|| {
+        let since_1970 = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        (since_1970.as_millis() as u64, Instant::now())
+    });
+    wall_ms + start.elapsed().as_millis() as u64
 }

@@ -24,7 +24,10 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     if let Some(config) = &inspection.config
         && let Ok(layout) = kv_layout(config)
     {
-        let limits = DecoderLimits { batch_tokens: BATCH_TOKENS.max(args.batch), logit_rows: args.batch };
+        let limits = DecoderLimits {
+            batch_tokens: BATCH_TOKENS.max(args.batch),
+            logit_rows: args.batch,
+        };
         let scratch = CpuDecoder::scratch_bytes(config, &layout, limits, pool::available_threads());
         let context = args.context.unwrap_or(config.context_length);
         inspection.set_memory(context as u64, args.batch as u64, scratch);

@@ -7,6 +7,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use neap_engine::{Engine, EngineConfig};
 use neap_kernels::{Isa, ThreadPool, pool};
 use neap_memory::cache::{CacheOptions, KvCache};
+use neap_memory::disk::DiskStore;
+use neap_memory::pressure::watch::{Watch, WatchOptions};
 use neap_memory::{Budget, Fingerprint, KvPool, OverBudget};
 use neap_model::chat::ChatTemplate;
 use neap_model::decoder::{self, CpuDecoder, Decoder, DecoderLimits, LoadOptions, Model};
@@ -35,6 +37,9 @@ pub struct Loaded {
     pub engine: Engine<CpuDecoder>,
     pub tokenizer: Tokenizer,
     pub template: ChatTemplate,
+    /// What the contents of a KV block depend on.
+    pub fingerprint: Fingerprint,
+    _pressure: Watch,
 }
 
 /// Opens the model that `args` name, or the shipped one, with the context that they ask for.
@@ -47,7 +52,9 @@ fn open(args: &ModelArgs) -> Result<(String, Arc<ModelSource>), Failure> {
     match args.context {
         Some(0) => return Err(Failure::new("--context must be at least 1")),
         Some(context) if context > made_for => {
-            eprintln!("neap: a context of {context} tokens is more than the {made_for} that the model was made for");
+            eprintln!(
+                "neap: a context of {context} tokens is more than the {made_for} that the model was made for"
+            );
         }
         _ => {}
     }
@@ -58,12 +65,19 @@ fn open(args: &ModelArgs) -> Result<(String, Arc<ModelSource>), Failure> {
 /// Loads weights and reserves scratch for `sequences` at once.
 pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> {
     let (name, source) = open(args)?;
-    let limit = args.memory.unwrap_or_else(|| neap_memory::default_budget().bytes);
+    let limit = args
+        .memory
+        .unwrap_or_else(|| neap_memory::default_budget().bytes);
     let budget = Budget::new(limit);
-    let threads = args.threads.map_or_else(pool::available_threads, usize::from);
+    let threads = args
+        .threads
+        .map_or_else(pool::available_threads, usize::from);
     let pool = Arc::new(ThreadPool::new(threads));
     let isa = args.isa.unwrap_or_else(Isa::best);
-    let limits = DecoderLimits { batch_tokens: (args.chunk as usize).max(sequences), logit_rows: sequences };
+    let limits = DecoderLimits {
+        batch_tokens: (args.chunk as usize).max(sequences),
+        logit_rows: sequences,
+    };
     let config = source.config();
     let layout = decoder::kv_layout(config)?;
     let scratch = CpuDecoder::scratch_bytes(config, &layout, limits, threads);
@@ -93,19 +107,38 @@ pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> 
     )?;
     bar.finish_and_clear();
     let model = Arc::new(model);
-    let decoder = CpuDecoder::new(Arc::clone(&model), pool, isa, limits, &budget).map_err(|why| no_room(&why))?;
+    let decoder = CpuDecoder::new(Arc::clone(&model), pool, isa, limits, &budget)
+        .map_err(|why| no_room(&why))?;
     let kv = KvPool::new(&budget, kv_block_bytes, decoder::BLOCK_TOKENS);
-    Ok(Parts { name, source, decoder, kv, budget, threads, isa })
+    Ok(Parts {
+        name,
+        source,
+        decoder,
+        kv,
+        budget,
+        threads,
+        isa,
+    })
 }
 
-/// Loads a model for `sequences` at once.
-pub fn load(args: &ModelArgs, sequences: usize) -> Result<Loaded, Failure> {
+/// Loads a model for `sequences` at once, with a disk level under its prefix cache if there is one.
+/// From here on the budget follows the pressure on the system.
+pub fn load(
+    args: &ModelArgs,
+    sequences: usize,
+    disk: Option<&Arc<DiskStore>>,
+) -> Result<Loaded, Failure> {
     let parts = load_parts(args, sequences)?;
     let tokenizer = tokenizer(&parts.source)?;
     let template = template(&parts.source, &tokenizer)?;
     let limits = parts.decoder.limits();
     let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
-    let cache = KvCache::new(&parts.kv, CacheOptions::new(fingerprint)).map_err(|why| no_room(&why))?;
+    let options = CacheOptions {
+        disk: disk.cloned(),
+        ..CacheOptions::new(fingerprint)
+    };
+    let is_mapped = !parts.decoder.model().is_repacked();
+    let cache = KvCache::new(&parts.kv, options).map_err(|why| no_room(&why))?;
     let config = EngineConfig {
         batch_tokens: limits.batch_tokens,
         max_running: sequences,
@@ -114,7 +147,18 @@ pub fn load(args: &ModelArgs, sequences: usize) -> Result<Loaded, Failure> {
         secret: [0; 32],
     };
     let engine = Engine::new(parts.decoder, Some(tokenizer.clone()), cache, config);
-    Ok(Loaded { name: parts.name, engine, tokenizer, template })
+    let pressure = Watch::begin(&parts.budget, WatchOptions::default())?;
+    if is_mapped {
+        pressure.set_mapped_bytes(parts.source.weight_bytes());
+    }
+    Ok(Loaded {
+        name: parts.name,
+        fingerprint,
+        engine,
+        tokenizer,
+        template,
+        _pressure: pressure,
+    })
 }
 
 fn tokenizer(source: &ModelSource) -> Result<Tokenizer, Failure> {
@@ -151,7 +195,9 @@ fn check_least(source: &ModelSource, limit: u64, other: u64) -> Result<(), Failu
 }
 
 fn no_room(why: &OverBudget) -> Failure {
-    Failure::new(format!("the scratch of a step does not fit: {why}; raise --memory or lower --chunk"))
+    Failure::new(format!(
+        "the scratch of a step does not fit: {why}; raise --memory or lower --chunk"
+    ))
 }
 
 /// Shown only for loads that take a while, and only to people.
@@ -159,7 +205,8 @@ fn progress_bar() -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("loading {bar:30} {bytes} of {total_bytes}, {eta} left");
+    let style =
+        ProgressStyle::with_template("loading {bar:30} {bytes} of {total_bytes}, {eta} left");
     let bar = ProgressBar::new(0);
     if let Ok(style) = style {
         bar.set_style(style);

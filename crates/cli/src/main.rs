@@ -9,6 +9,7 @@ mod failure;
 mod generate;
 mod inspect;
 mod interrupt;
+mod keep;
 mod loading;
 mod report;
 mod run;
@@ -23,7 +24,10 @@ use args::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt().with_max_level(cli.log).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_max_level(cli.log)
+        .with_writer(std::io::stderr)
+        .init();
     let result = match &cli.command {
         Command::Run(args) => run::run(args),
         Command::Chat(args) => chat::run(args),

@@ -10,16 +10,29 @@ pub fn print(outcome: &Outcome, seed: u64, budget: &Budget) {
     let usage = &outcome.usage;
     eprintln!();
     eprintln!("finished:             {}", outcome.reason);
-    eprintln!("prompt:               {} tokens ({} from cache)", usage.prompt_tokens, usage.cached_tokens);
+    eprintln!(
+        "prompt:               {} tokens ({} from cache)",
+        usage.prompt_tokens, usage.cached_tokens
+    );
     eprintln!("new:                  {} tokens", usage.new_tokens);
-    eprintln!("time to first token:  {:.1} ms", outcome.first_token.as_secs_f64() * 1e3);
-    eprintln!("prefill:              {:.1} tokens/s", outcome.prefill_tokens_per_s());
+    eprintln!(
+        "time to first token:  {:.1} ms",
+        outcome.first_token.as_secs_f64() * 1e3
+    );
+    eprintln!(
+        "prefill:              {:.1} tokens/s",
+        outcome.prefill_tokens_per_s()
+    );
     if let Some(speed) = outcome.decode_tokens_per_s() {
         eprintln!("decode:               {speed:.1} tokens/s");
     }
     let peak = peak_rss_bytes().map_or_else(|| "unknown".to_owned(), show);
     eprintln!("peak memory:          {peak}");
-    eprintln!("budget:               {} of {} charged", show(budget.charged()), show(budget.limit()));
+    eprintln!(
+        "budget:               {} of {} charged",
+        show(budget.charged()),
+        show(budget.limit())
+    );
     eprintln!("seed:                 {seed}");
 }
 

@@ -13,8 +13,11 @@ use crate::{generate, interrupt, loading, report, sampling};
 
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let prompt = read_prompt(args)?;
-    let mut loaded = loading::load(&args.model, 1)?;
-    let options = EncodeOptions { add_bos: true, parse_special: args.special };
+    let mut loaded = loading::load(&args.model, 1, None)?;
+    let options = EncodeOptions {
+        add_bos: true,
+        parse_special: args.special,
+    };
     let tokens = loaded.tokenizer.encode(&prompt, options)?;
     let params = sampling::params(&args.sampling);
     let seed = params.seed;
@@ -40,9 +43,10 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     }
     match outcome.reason {
         FinishReason::Cancelled => Err(Failure::interrupted()),
-        FinishReason::OutOfBudget { .. } | FinishReason::Failed(_) => {
-            Err(Failure::new(format!("stopped after {} tokens: {}", outcome.usage.new_tokens, outcome.reason)))
-        }
+        FinishReason::OutOfBudget { .. } | FinishReason::Failed(_) => Err(Failure::new(format!(
+            "stopped after {} tokens: {}",
+            outcome.usage.new_tokens, outcome.reason
+        ))),
         _ => Ok(()),
     }
 }
@@ -51,12 +55,18 @@ fn read_prompt(args: &RunArgs) -> Result<String, Failure> {
     let prompt = match (&args.prompt, &args.file) {
         (Some(prompt), _) => prompt_argument(prompt)?,
         (None, Some(path)) if path.as_os_str() != "-" => {
-            let bytes = std::fs::read(path)
-                .map_err(|why| Failure::new(format!("the prompt file {} can't be read: {why}", path.display())))?;
+            let bytes = std::fs::read(path).map_err(|why| {
+                Failure::new(format!(
+                    "the prompt file {} can't be read: {why}",
+                    path.display()
+                ))
+            })?;
             utf8(bytes, &path.display())?
         }
         (None, None) if io::stdin().is_terminal() => {
-            return Err(Failure::new("there is no prompt: give one as an argument, with --file, or on standard input"));
+            return Err(Failure::new(
+                "there is no prompt: give one as an argument, with --file, or on standard input",
+            ));
         }
         _ => {
             let mut bytes = Vec::new();
@@ -65,7 +75,9 @@ fn read_prompt(args: &RunArgs) -> Result<String, Failure> {
         }
     };
     if prompt.is_empty() {
-        return Err(Failure::new("the prompt is empty: give at least one character"));
+        return Err(Failure::new(
+            "the prompt is empty: give at least one character",
+        ));
     }
     Ok(prompt)
 }
@@ -77,6 +89,8 @@ fn prompt_argument(prompt: &OsStr) -> Result<String, Failure> {
 fn utf8(bytes: Vec<u8>, name: &dyn std::fmt::Display) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|why| {
         let offset = why.utf8_error().valid_up_to();
-        Failure::new(format!("{name} is not UTF-8 text: the byte at offset {offset} begins no character"))
+        Failure::new(format!(
+            "{name} is not UTF-8 text: the byte at offset {offset} begins no character"
+        ))
     })
 }

@@ -42,27 +42,54 @@ fn temporary(name: &str, contents: &[u8]) -> PathBuf {
 }
 
 fn shipped() -> Vec<u8> {
-    std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/neap-tiny.gguf")).expect("the shipped model")
+    std::fs::read(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../models/neap-tiny.gguf"
+    ))
+    .expect("the shipped model")
 }
 
 #[test]
 fn continues_a_text_with_the_shipped_model() {
-    let output = neap(&["run", "Once upon a time", "-n", "40", "--greedy", "--ignore-eos", "-v"]);
+    let output = neap(&[
+        "run",
+        "Once upon a time",
+        "-n",
+        "40",
+        "--greedy",
+        "--ignore-eos",
+        "-v",
+    ]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let story = text(&output.stdout);
     assert!(story.starts_with("Once upon a time"), "{story}");
     assert!(story.split_whitespace().count() > 15, "{story}");
     let report = text(&output.stderr);
-    for figure in ["prefill:", "decode:", "time to first token:", "peak memory:", "40 tokens"] {
+    for figure in [
+        "prefill:",
+        "decode:",
+        "time to first token:",
+        "peak memory:",
+        "40 tokens",
+    ] {
         assert!(report.contains(figure), "{figure} in {report}");
     }
 }
 
 #[test]
 fn the_same_text_whatever_the_chunk_the_threads_and_the_packing() {
-    let prompt = "The code of the blue box is 4821. Sam went to the farm with his father. ".repeat(6);
+    let prompt =
+        "The code of the blue box is 4821. Sam went to the farm with his father. ".repeat(6);
     let run = |extra: &[&str]| {
-        let mut args = vec!["run", &prompt, "-n", "30", "--greedy", "--ignore-eos", "--no-echo"];
+        let mut args = vec![
+            "run",
+            &prompt,
+            "-n",
+            "30",
+            "--greedy",
+            "--ignore-eos",
+            "--no-echo",
+        ];
         args.extend(extra);
         let output = neap(&args);
         assert!(output.status.success(), "{}", text(&output.stderr));
@@ -81,24 +108,75 @@ fn the_same_text_whatever_the_chunk_the_threads_and_the_packing() {
 
 #[test]
 fn equal_seeds_give_equal_texts() {
-    let run = |seed: &str| text(&neap(&["run", "Once", "-n", "30", "--temperature", "1", "--seed", seed]).stdout);
+    let run = |seed: &str| {
+        text(
+            &neap(&[
+                "run",
+                "Once",
+                "-n",
+                "30",
+                "--temperature",
+                "1",
+                "--seed",
+                seed,
+            ])
+            .stdout,
+        )
+    };
     assert_eq!(run("7"), run("7"));
     assert_ne!(run("7"), run("8"));
 }
 
 #[test]
 fn stops_at_a_stop_string() {
-    let full = text(&neap(&["run", "Once upon a time", "-n", "40", "--greedy", "--no-echo"]).stdout);
-    let stop = full.split_whitespace().nth(5).expect("a few words").to_owned();
-    let cut = text(&neap(&["run", "Once upon a time", "-n", "40", "--greedy", "--no-echo", "--stop", &stop]).stdout);
-    assert_eq!(cut.trim_end_matches('\n'), &full[..full.find(&stop).expect("it is there")]);
+    let full = text(
+        &neap(&[
+            "run",
+            "Once upon a time",
+            "-n",
+            "40",
+            "--greedy",
+            "--no-echo",
+        ])
+        .stdout,
+    );
+    let stop = full
+        .split_whitespace()
+        .nth(5)
+        .expect("a few words")
+        .to_owned();
+    let cut = text(
+        &neap(&[
+            "run",
+            "Once upon a time",
+            "-n",
+            "40",
+            "--greedy",
+            "--no-echo",
+            "--stop",
+            &stop,
+        ])
+        .stdout,
+    );
+    assert_eq!(
+        cut.trim_end_matches('\n'),
+        &full[..full.find(&stop).expect("it is there")]
+    );
 }
 
 #[test]
 fn reads_the_prompt_from_a_file_and_from_standard_input() {
     let path = temporary("prompt.txt", b"Once upon a time");
     let by_argument = neap(&["run", "Once upon a time", "-n", "8", "--greedy"]).stdout;
-    let by_file = neap(&["run", "-f", path.to_str().expect("UTF-8"), "-n", "8", "--greedy"]).stdout;
+    let by_file = neap(&[
+        "run",
+        "-f",
+        path.to_str().expect("UTF-8"),
+        "-n",
+        "8",
+        "--greedy",
+    ])
+    .stdout;
     let by_input = neap_with_input(&["run", "-n", "8", "--greedy"], b"Once upon a time").stdout;
     assert_eq!(text(&by_file), text(&by_argument));
     assert_eq!(text(&by_input), text(&by_argument));
@@ -118,20 +196,46 @@ fn refuses_bad_prompts_with_a_reason() {
 #[test]
 fn a_budget_that_is_too_small_is_refused_with_both_figures() {
     let message = failure(&["run", "hi", "--memory", "2MiB"], b"");
-    assert!(message.contains("needs at least") && message.contains("the budget is 2.0 MiB"), "{message}");
+    assert!(
+        message.contains("needs at least") && message.contains("the budget is 2.0 MiB"),
+        "{message}"
+    );
 }
 
 #[test]
 fn a_generation_that_cannot_fit_is_refused_before_it_starts() {
     // Enough for the weights and one block, not for a full context.
     let least = failure(&["run", "hi", "--memory", "1MiB"], b"");
-    let mib = least.split("--memory ").nth(1).and_then(|t| t.split("MiB").next()).expect("advice");
-    let message = failure(&["run", "hi", "--memory", &format!("{mib}MiB"), "-n", "2000"], b"");
-    assert!(message.contains("bytes of KV cache") && message.contains("raise --memory"), "{message}");
+    let mib = least
+        .split("--memory ")
+        .nth(1)
+        .and_then(|t| t.split("MiB").next())
+        .expect("advice");
+    let message = failure(
+        &["run", "hi", "--memory", &format!("{mib}MiB"), "-n", "2000"],
+        b"",
+    );
+    assert!(
+        message.contains("bytes of KV cache") && message.contains("raise --memory"),
+        "{message}"
+    );
     // Without a number of tokens it runs until the budget is used up, and says so.
-    let output = neap(&["run", "hi", "--memory", &format!("{mib}MiB"), "-n", "0", "--ignore-eos", "--greedy"]);
+    let output = neap(&[
+        "run",
+        "hi",
+        "--memory",
+        &format!("{mib}MiB"),
+        "-n",
+        "0",
+        "--ignore-eos",
+        "--greedy",
+    ]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("memory budget is used up"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("memory budget is used up"),
+        "{}",
+        text(&output.stderr)
+    );
     assert!(output.stdout.len() > 10, "what was produced is kept");
 }
 
@@ -140,14 +244,26 @@ fn damaged_model_files_are_refused_by_name_and_place() {
     let whole = shipped();
     let cut = temporary("cut.gguf", &whole[..whole.len() / 2]);
     let message = failure(&["run", "hi", "--model", cut.to_str().expect("UTF-8")], b"");
-    assert!(message.contains("cut.gguf") && message.contains("at byte"), "{message}");
+    assert!(
+        message.contains("cut.gguf") && message.contains("at byte"),
+        "{message}"
+    );
     let mut many = whole.clone();
     many[8..16].copy_from_slice(&(1u64 << 60).to_le_bytes());
     let many = temporary("many.gguf", &many);
     let message = failure(&["inspect", many.to_str().expect("UTF-8")], b"");
-    assert!(message.contains("many.gguf") && message.contains("at byte 8"), "{message}");
+    assert!(
+        message.contains("many.gguf") && message.contains("at byte 8"),
+        "{message}"
+    );
     let text_file = temporary("text.gguf", b"not a model at all");
-    assert!(failure(&["chat", "--model", text_file.to_str().expect("UTF-8")], b"").contains("is not a GGUF file"));
+    assert!(
+        failure(
+            &["chat", "--model", text_file.to_str().expect("UTF-8")],
+            b""
+        )
+        .contains("is not a GGUF file")
+    );
     assert!(failure(&["inspect", "no/such/file.gguf"], b"").contains("no/such/file.gguf"));
     for path in [cut, many, text_file] {
         let _ = std::fs::remove_file(path);
@@ -157,7 +273,12 @@ fn damaged_model_files_are_refused_by_name_and_place() {
 #[test]
 fn inspects_as_text_and_as_json() {
     let shown = text(&neap(&["inspect", "--context", "1024", "--batch", "2", "--tensors"]).stdout);
-    for part in ["architecture   llama", "blk.0.attn_q.weight", "memory for 2 sequence(s) of 1024 tokens", "total"] {
+    for part in [
+        "architecture   llama",
+        "blk.0.attn_q.weight",
+        "memory for 2 sequence(s) of 1024 tokens",
+        "total",
+    ] {
         assert!(shown.contains(part), "{part} in {shown}");
     }
     let json = neap(&["inspect", "--json"]).stdout;
@@ -169,7 +290,10 @@ fn inspects_as_text_and_as_json() {
 #[test]
 fn chats_from_standard_input() {
     let input = b"My name is Anna.\n\"\"\"\nWhat is\nmy name?\n\"\"\"\n/show\n/quit\nnever read\n";
-    let output = neap_with_input(&["chat", "--greedy", "-n", "20", "--system", "Be brief."], input);
+    let output = neap_with_input(
+        &["chat", "--greedy", "-n", "20", "--system", "Be brief."],
+        input,
+    );
     assert!(output.status.success(), "{}", text(&output.stderr));
     let log = text(&output.stderr);
     assert!(log.contains("[system] Be brief."), "{log}");
@@ -178,9 +302,74 @@ fn chats_from_standard_input() {
     assert!(!log.contains("never read"), "{log}");
 }
 
+/// A kept conversation goes on in the next process, and its keys and values come from disk.
+#[test]
+fn a_session_outlives_the_program() {
+    let store = std::env::temp_dir().join(format!("neap-cli-store-{}", std::process::id()));
+    let store_path = store.to_str().expect("UTF-8");
+    let args = [
+        "chat",
+        "--greedy",
+        "-n",
+        "20",
+        "-v",
+        "--session",
+        "test",
+        "--store",
+        store_path,
+    ];
+    let story = "My name is Anna. ".repeat(20) + "\n";
+    let first = neap_with_input(&args, story.as_bytes());
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    assert!(
+        text(&first.stderr).contains("(0 from cache)"),
+        "{}",
+        text(&first.stderr)
+    );
+    let second = neap_with_input(&args, b"What is my name?\n/show\n");
+    let log = text(&second.stderr);
+    assert!(log.contains("Going on with 2 messages"), "{log}");
+    assert!(log.contains("[user] My name is Anna."), "{log}");
+    let cached = log
+        .split(" from cache)")
+        .next()
+        .and_then(|t| t.rsplit('(').next());
+    let cached: usize = cached.and_then(|n| n.parse().ok()).expect("a number");
+    assert!(cached > 60, "{log}");
+    // Without the blocks the same conversation is computed anew, to the same answer.
+    let answer_of = |log: &str| log.rsplit("[assistant]").next().map(str::to_owned);
+    let words = std::fs::read(store.join("test.json")).expect("what was said");
+    let _ = std::fs::remove_dir_all(store.join("blocks"));
+    std::fs::write(store.join("test.json"), cut_to(&words, 2)).expect("written");
+    let third = neap_with_input(&args, b"What is my name?\n/show\n");
+    let anew = text(&third.stderr);
+    assert!(anew.contains("(0 from cache)"), "{anew}");
+    assert_eq!(answer_of(&anew), answer_of(&log));
+    let _ = std::fs::remove_dir_all(&store);
+}
+
+/// The first `n` messages of a kept conversation.
+fn cut_to(words: &[u8], n: usize) -> Vec<u8> {
+    let mut messages: Vec<serde_json::Value> = serde_json::from_slice(words).expect("JSON");
+    messages.truncate(n);
+    serde_json::to_vec(&messages).expect("JSON")
+}
+
 #[test]
 fn measures_the_shipped_model() {
-    let args = ["bench", "model", "--prompt", "32", "--generate", "4", "--depth", "0,64", "--batch", "1,2", "--json"];
+    let args = [
+        "bench",
+        "model",
+        "--prompt",
+        "32",
+        "--generate",
+        "4",
+        "--depth",
+        "0,64",
+        "--batch",
+        "1,2",
+        "--json",
+    ];
     let output = neap(&[&args[..], &["--repeat", "1"]].concat());
     assert!(output.status.success(), "{}", text(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -191,9 +380,21 @@ fn measures_the_shipped_model() {
 #[cfg(target_os = "linux")]
 #[test]
 fn peak_memory_follows_the_budget() {
-    let output = neap(&["run", "Once upon a time", "-n", "300", "--ignore-eos", "--memory", "40MiB", "-v"]);
+    let output = neap(&[
+        "run",
+        "Once upon a time",
+        "-n",
+        "300",
+        "--ignore-eos",
+        "--memory",
+        "40MiB",
+        "-v",
+    ]);
     let report = text(&output.stderr);
-    let peak = report.split("peak memory:").nth(1).and_then(|t| t.trim().split(" MiB").next());
+    let peak = report
+        .split("peak memory:")
+        .nth(1)
+        .and_then(|t| t.trim().split(" MiB").next());
     let peak: f64 = peak.and_then(|t| t.parse().ok()).expect("a figure in MiB");
     assert!(peak < 40.0 + 64.0, "{report}");
 }
@@ -202,12 +403,25 @@ fn peak_memory_follows_the_budget() {
 #[test]
 fn reproduces_a_published_text() {
     let folder = std::env::var_os("NEAP_TEST_DATA").map(PathBuf::from);
-    let Some(path) = folder.map(|f| f.join("stories260K/stories260K.gguf")).filter(|p| p.exists()) else {
+    let Some(path) = folder
+        .map(|f| f.join("stories260K/stories260K.gguf"))
+        .filter(|p| p.exists())
+    else {
         eprintln!("skipped: stories260K/stories260K.gguf is not in NEAP_TEST_DATA");
         return;
     };
     let path = path.to_str().expect("UTF-8");
-    let args = ["run", "Once upon a time", "--model", path, "--context", "512", "-n", "256", "--greedy"];
+    let args = [
+        "run",
+        "Once upon a time",
+        "--model",
+        path,
+        "--context",
+        "512",
+        "-n",
+        "256",
+        "--greedy",
+    ];
     let told = text(&neap(&args).stdout);
     let published = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. \
         One day, she saw a big, red ball. She wanted to play with it, but it was too high.\n\

@@ -27,7 +27,12 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { batch_tokens: 512, max_running: 32, fingerprint: Fingerprint::of_parts(&[]), secret: [0; 32] }
+        Self {
+            batch_tokens: 512,
+            max_running: 32,
+            fingerprint: Fingerprint::of_parts(&[]),
+            secret: [0; 32],
+        }
     }
 }
 
@@ -55,11 +60,24 @@ impl<D: Decoder> Engine<D> {
     ///
     /// # Panics
     /// If a limit of `config` is zero or over the decoder's.
-    pub fn new(decoder: D, tokenizer: Option<Tokenizer>, cache: KvCache, config: EngineConfig) -> Self {
+    pub fn new(
+        decoder: D,
+        tokenizer: Option<Tokenizer>,
+        cache: KvCache,
+        config: EngineConfig,
+    ) -> Self {
         let limits = decoder.limits();
-        assert!((1..=limits.batch_tokens).contains(&config.batch_tokens), "batch_tokens out of range");
-        assert!((1..=limits.logit_rows).contains(&config.max_running), "max_running out of range");
-        let stop_ids = tokenizer.as_ref().map_or_else(Vec::new, |t| t.stop_ids().to_vec());
+        assert!(
+            (1..=limits.batch_tokens).contains(&config.batch_tokens),
+            "batch_tokens out of range"
+        );
+        assert!(
+            (1..=limits.logit_rows).contains(&config.max_running),
+            "max_running out of range"
+        );
+        let stop_ids = tokenizer
+            .as_ref()
+            .map_or_else(Vec::new, |t| t.stop_ids().to_vec());
         let kv = cache.pool().clone();
         Self {
             decoder,
@@ -82,7 +100,14 @@ impl<D: Decoder> Engine<D> {
         self.check(&request)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        let namespace = Namespace::new(&self.config.secret, &request.tenant, &self.config.fingerprint);
+        let namespace = Namespace::new(
+            &self.config.secret,
+            &request.tenant,
+            &self.config.fingerprint,
+        );
+        // What only the disk level knows, from before a restart, is forecast from now on.
+        let known = &request.prompt[..request.prompt.len() - 1];
+        self.cache.adopt(&namespace, known, self.now_ms);
         let table = BlockTable::new(&self.kv);
         let sequence = Sequence::new(id, request, table, namespace, self.tokenizer.as_ref());
         self.enqueue(sequence);
@@ -95,12 +120,23 @@ impl<D: Decoder> Engine<D> {
             return Err(AdmissionError::EmptyPrompt);
         }
         let vocab_size = self.decoder.vocab_size();
-        if let Some(position) = request.prompt.iter().position(|&id| id as usize >= vocab_size) {
-            return Err(AdmissionError::UnknownToken { id: request.prompt[position], position, vocab_size });
+        if let Some(position) = request
+            .prompt
+            .iter()
+            .position(|&id| id as usize >= vocab_size)
+        {
+            return Err(AdmissionError::UnknownToken {
+                id: request.prompt[position],
+                position,
+                vocab_size,
+            });
         }
         let context_tokens = self.decoder.context_tokens();
         if prompt_tokens >= context_tokens {
-            return Err(AdmissionError::PromptTooLong { prompt_tokens, context_tokens });
+            return Err(AdmissionError::PromptTooLong {
+                prompt_tokens,
+                context_tokens,
+            });
         }
         request.sampling.validate(vocab_size)?;
         // The last new token is never computed: its keys and values take no room.
@@ -111,18 +147,29 @@ impl<D: Decoder> Engine<D> {
     fn check_fits(&self, tokens: usize) -> Result<(), AdmissionError> {
         let block_bytes = self.kv.charged_block_bytes();
         let needed_bytes = tokens.div_ceil(self.kv.block_tokens()) as u64 * block_bytes;
-        let other = self.budget.charged().saturating_sub(self.budget.snapshot().of_kind(ChargeKind::Kv));
+        let other = self
+            .budget
+            .charged()
+            .saturating_sub(self.budget.snapshot().of_kind(ChargeKind::Kv));
         let limit_bytes = self.budget.limit();
         let free_bytes = limit_bytes.saturating_sub(other);
         if needed_bytes <= free_bytes {
             return Ok(());
         }
         let fitting_tokens = (free_bytes / block_bytes) as usize * self.kv.block_tokens();
-        Err(AdmissionError::DoesNotFit { tokens, needed_bytes, free_bytes, limit_bytes, fitting_tokens })
+        Err(AdmissionError::DoesNotFit {
+            tokens,
+            needed_bytes,
+            free_bytes,
+            limit_bytes,
+            fitting_tokens,
+        })
     }
 
     fn enqueue(&mut self, sequence: Sequence) {
-        let at = self.waiting.partition_point(|other| other.rank() < sequence.rank());
+        let at = self
+            .waiting
+            .partition_point(|other| other.rank() < sequence.rank());
         self.waiting.insert(at, sequence);
     }
 
@@ -161,7 +208,9 @@ impl<D: Decoder> Engine<D> {
     pub fn check_conservation(&self) -> Result<(), String> {
         self.kv.check_conservation()?;
         self.cache.check_conservation()?;
-        self.running.iter().try_for_each(|s| s.table.check_conservation())
+        self.running
+            .iter()
+            .try_for_each(|s| s.table.check_conservation())
     }
 
     /// Nothing runs and nothing waits.
@@ -219,7 +268,11 @@ impl<D: Decoder> Engine<D> {
         self.cache.shrink(self.now_ms);
         let block_bytes = self.kv.charged_block_bytes();
         let free_bytes = self.budget.available() + self.cache.freeable_bytes();
-        let running: Vec<Candidate> = self.running.iter().map(Sequence::running_candidate).collect();
+        let running: Vec<Candidate> = self
+            .running
+            .iter()
+            .map(Sequence::running_candidate)
+            .collect();
         let plan = schedule::plan(&Snapshot {
             running: &running,
             waiting: &self.admissible(),
@@ -239,7 +292,11 @@ impl<D: Decoder> Engine<D> {
         let places = self.config.max_running.saturating_sub(self.running.len());
         for (index, sequence) in self.waiting.iter().take(places).enumerate() {
             let hit = sequence.forecast(&self.cache);
-            let mut ahead = self.running.iter().filter(|s| s.is_in_prefill()).chain(&self.waiting[..index]);
+            let mut ahead = self
+                .running
+                .iter()
+                .filter(|s| s.is_in_prefill())
+                .chain(&self.waiting[..index]);
             let worth_waiting = hit.tokens + self.kv.block_tokens();
             if ahead.any(|other| sequence.common_prefix(other) > worth_waiting) {
                 break;
@@ -250,7 +307,11 @@ impl<D: Decoder> Engine<D> {
     }
 
     fn starve(&mut self, index: usize, events: &mut Vec<Event>) {
-        let queue = if self.running.is_empty() { &mut self.waiting } else { &mut self.running };
+        let queue = if self.running.is_empty() {
+            &mut self.waiting
+        } else {
+            &mut self.running
+        };
         let sequence = queue.remove(index);
         let reason = FinishReason::OutOfBudget {
             needed_bytes: self.kv.charged_block_bytes(),
@@ -265,10 +326,18 @@ impl<D: Decoder> Engine<D> {
             sequence.attach(&mut self.cache, self.now_ms);
             self.running.push(sequence);
         }
-        let chunks = plan.chunks.iter().map(|&(i, tokens)| (self.running[i].id, tokens)).collect();
+        let chunks = plan
+            .chunks
+            .iter()
+            .map(|&(i, tokens)| (self.running[i].id, tokens))
+            .collect();
         for &index in plan.preempt.iter().rev() {
             let mut sequence = self.running.remove(index);
-            tracing::debug!(request = sequence.id.0, tokens = sequence.table.len_tokens(), "preempted");
+            tracing::debug!(
+                request = sequence.id.0,
+                tokens = sequence.table.len_tokens(),
+                "preempted"
+            );
             sequence.preempt(&mut self.cache, self.now_ms);
             self.enqueue(sequence);
         }
@@ -281,11 +350,16 @@ impl<D: Decoder> Engine<D> {
     fn reserve(&mut self, chunks: Vec<(RequestId, usize)>) -> Vec<(usize, usize)> {
         let mut reserved = Vec::with_capacity(chunks.len());
         for (index, sequence) in self.running.iter_mut().enumerate() {
-            let Some(&(_, tokens)) = chunks.iter().find(|(id, _)| *id == sequence.id) else { continue };
+            let Some(&(_, tokens)) = chunks.iter().find(|(id, _)| *id == sequence.id) else {
+                continue;
+            };
             let candidate = sequence.running_candidate();
+            // The cache may have given more than was forecast.
+            let tokens = tokens.min(candidate.pending_tokens);
             let blocks = (candidate.computed_tokens + tokens).div_ceil(self.kv.block_tokens());
             let new = blocks.saturating_sub(candidate.held_blocks) as u64;
-            let missing = (new * self.kv.charged_block_bytes()).saturating_sub(self.budget.available());
+            let missing =
+                (new * self.kv.charged_block_bytes()).saturating_sub(self.budget.available());
             if missing > 0 {
                 self.cache.free(missing, Occasion::Admission, self.now_ms);
             }
@@ -302,7 +376,9 @@ impl<D: Decoder> Engine<D> {
         let mut wants_token: Vec<bool> = Vec::with_capacity(chunks.len());
         let mut next = chunks.iter().peekable();
         for (index, sequence) in self.running.iter_mut().enumerate() {
-            let Some(&&(chunk_index, tokens)) = next.peek() else { break };
+            let Some(&&(chunk_index, tokens)) = next.peek() else {
+                break;
+            };
             if chunk_index != index {
                 continue;
             }
@@ -310,14 +386,25 @@ impl<D: Decoder> Engine<D> {
             let last = sequence.running_candidate().pending_tokens == tokens;
             wants_token.push(last);
             let (tokens, table) = sequence.chunk(tokens);
-            let logits = if last { LogitsWanted::Last } else { LogitsWanted::None };
-            batch.push(SequenceChunk { tokens, table, logits });
+            let logits = if last {
+                LogitsWanted::Last
+            } else {
+                LogitsWanted::None
+            };
+            batch.push(SequenceChunk {
+                tokens,
+                table,
+                logits,
+            });
         }
         if batch.is_empty() {
             return;
         }
         let vocab_size = self.decoder.vocab_size();
-        let limits = Limits { context_tokens: self.decoder.context_tokens(), stop_ids: &self.stop_ids };
+        let limits = Limits {
+            context_tokens: self.decoder.context_tokens(),
+            stop_ids: &self.stop_ids,
+        };
         let mut finished: Vec<(usize, FinishReason)> = Vec::new();
         match self.decoder.forward(&mut batch) {
             Ok(logits) => {
@@ -328,7 +415,9 @@ impl<D: Decoder> Engine<D> {
                     if !wanted {
                         continue;
                     }
-                    let row = rows.next().expect("one row of logits for each sequence that wants one");
+                    let row = rows
+                        .next()
+                        .expect("one row of logits for each sequence that wants one");
                     if let Some(reason) = self.running[index].next_token(row, &limits, events) {
                         finished.push((index, reason));
                     }
@@ -336,7 +425,11 @@ impl<D: Decoder> Engine<D> {
             }
             Err(why) => {
                 tracing::error!(%why, "the forward pass failed");
-                finished.extend(chunks.iter().map(|&(i, _)| (i, FinishReason::Failed(why.to_string()))));
+                finished.extend(
+                    chunks
+                        .iter()
+                        .map(|&(i, _)| (i, FinishReason::Failed(why.to_string()))),
+                );
             }
         }
         for (index, reason) in finished.into_iter().rev() {

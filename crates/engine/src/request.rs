@@ -70,7 +70,10 @@ impl fmt::Display for FinishReason {
             Self::StopString(text) => write!(f, "stop string {text:?}"),
             Self::Length => f.write_str("token limit reached"),
             Self::ContextFull => f.write_str("the model's context is full"),
-            Self::OutOfBudget { needed_bytes, available_bytes } => write!(
+            Self::OutOfBudget {
+                needed_bytes,
+                available_bytes,
+            } => write!(
                 f,
                 "the memory budget is used up: the next block needs {needed_bytes} bytes and \
                  {available_bytes} are free; give more memory, or shorten the context"
@@ -137,7 +140,9 @@ pub enum AdmissionError {
     #[error("the prompt is empty: give at least one token")]
     EmptyPrompt,
     /// A token that the model does not have.
-    #[error("token {id} at position {position} of the prompt is not in the vocabulary of {vocab_size} tokens")]
+    #[error(
+        "token {id} at position {position} of the prompt is not in the vocabulary of {vocab_size} tokens"
+    )]
     UnknownToken {
         /// The token.
         id: u32,

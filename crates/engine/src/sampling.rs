@@ -69,21 +69,55 @@ impl SamplingParams {
     /// Checks every parameter's range.
     pub fn validate(&self, vocab_size: usize) -> Result<(), SamplingError> {
         let check = |ok: bool, name, value, range| {
-            if ok { Ok(()) } else { Err(SamplingError { name, value, range }) }
+            if ok {
+                Ok(())
+            } else {
+                Err(SamplingError { name, value, range })
+            }
         };
         let t = self.temperature;
-        check(t.is_finite() && t >= 0.0, "temperature", t, "a number from 0 up")?;
-        check(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", self.top_p, "over 0 and at most 1")?;
-        check((0.0..=1.0).contains(&self.min_p), "min_p", self.min_p, "from 0 to 1")?;
+        check(
+            t.is_finite() && t >= 0.0,
+            "temperature",
+            t,
+            "a number from 0 up",
+        )?;
+        check(
+            self.top_p > 0.0 && self.top_p <= 1.0,
+            "top_p",
+            self.top_p,
+            "over 0 and at most 1",
+        )?;
+        check(
+            (0.0..=1.0).contains(&self.min_p),
+            "min_p",
+            self.min_p,
+            "from 0 to 1",
+        )?;
         let r = self.repetition_penalty;
-        check(r.is_finite() && r > 0.0, "repetition_penalty", r, "a number over 0")?;
+        check(
+            r.is_finite() && r > 0.0,
+            "repetition_penalty",
+            r,
+            "a number over 0",
+        )?;
         let f = self.frequency_penalty;
         check(f.is_finite(), "frequency_penalty", f, "a number")?;
         let p = self.presence_penalty;
         check(p.is_finite(), "presence_penalty", p, "a number")?;
         for &(id, bias) in &self.logit_bias {
-            check((id as usize) < vocab_size, "logit_bias token", id as f32, "in the vocabulary")?;
-            check(!bias.is_nan() && bias < f32::INFINITY, "logit_bias", bias, "a number or -inf")?;
+            check(
+                (id as usize) < vocab_size,
+                "logit_bias token",
+                id as f32,
+                "in the vocabulary",
+            )?;
+            check(
+                !bias.is_nan() && bias < f32::INFINITY,
+                "logit_bias",
+                bias,
+                "a number or -inf",
+            )?;
         }
         Ok(())
     }
@@ -108,7 +142,12 @@ impl Sampler {
     /// `params` must have passed [`SamplingParams::validate`].
     pub fn new(params: SamplingParams) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(params.seed);
-        Self { params, rng, produced: HashMap::new(), candidates: Vec::new() }
+        Self {
+            params,
+            rng,
+            produced: HashMap::new(),
+            candidates: Vec::new(),
+        }
     }
 
     /// Chooses the next token. `logits` has one value a token and is changed in place; `context`
@@ -118,7 +157,11 @@ impl Sampler {
     pub fn sample(&mut self, logits: &mut [f32], context: &[u32]) -> u32 {
         self.apply_bias(logits);
         self.apply_penalties(logits, context);
-        let id = if self.params.temperature == 0.0 { argmax(logits) } else { self.draw(logits) };
+        let id = if self.params.temperature == 0.0 {
+            argmax(logits)
+        } else {
+            self.draw(logits)
+        };
         *self.produced.entry(id).or_default() += 1;
         id
     }
@@ -141,7 +184,11 @@ impl Sampler {
             for id in window {
                 if let Some(logit) = logits.get_mut(id as usize) {
                     let up = *logit > 0.0;
-                    *logit = if up { *logit / p.repetition_penalty } else { *logit * p.repetition_penalty };
+                    *logit = if up {
+                        *logit / p.repetition_penalty
+                    } else {
+                        *logit * p.repetition_penalty
+                    };
                 }
             }
         }
@@ -155,7 +202,12 @@ impl Sampler {
     }
 
     fn draw(&mut self, logits: &[f32]) -> u32 {
-        let Some(max) = logits.iter().copied().filter(|l| !l.is_nan()).reduce(f32::max) else {
+        let Some(max) = logits
+            .iter()
+            .copied()
+            .filter(|l| !l.is_nan())
+            .reduce(f32::max)
+        else {
             return 0;
         };
         if !max.is_finite() {
@@ -180,7 +232,10 @@ impl Sampler {
             let scaled = (logit - max) * inverse;
             if scaled >= floor || logit == max {
                 let scaled = if logit == max { 0.0 } else { scaled };
-                self.candidates.push(Candidate { id: id as u32, logit: scaled });
+                self.candidates.push(Candidate {
+                    id: id as u32,
+                    logit: scaled,
+                });
             }
         }
     }
@@ -198,7 +253,11 @@ impl Sampler {
         if self.params.top_p >= 1.0 {
             return;
         }
-        let total: f64 = self.candidates.iter().map(|c| f64::from(c.logit).exp()).sum();
+        let total: f64 = self
+            .candidates
+            .iter()
+            .map(|c| f64::from(c.logit).exp())
+            .sum();
         let wanted = total * f64::from(self.params.top_p);
         let mut sorted = 64;
         loop {
@@ -225,7 +284,11 @@ impl Sampler {
     fn pick(&mut self) -> u32 {
         // Order by id, so that the draw does not depend on how the selection left them.
         self.candidates.sort_unstable_by_key(|c| c.id);
-        let total: f64 = self.candidates.iter().map(|c| f64::from(c.logit).exp()).sum();
+        let total: f64 = self
+            .candidates
+            .iter()
+            .map(|c| f64::from(c.logit).exp())
+            .sum();
         let unit = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
         let mut left = unit * total;
         for candidate in &self.candidates {
@@ -265,15 +328,23 @@ pub fn logprobs(logits: &[f32], chosen: u32, top: usize) -> Vec<TokenLogprob> {
         id,
         logprob: (f64::from(logits[id as usize]) - log_total) as f32,
     };
-    let mut all: Vec<Candidate> =
-        logits.iter().enumerate().map(|(id, &logit)| Candidate { id: id as u32, logit }).collect();
+    let mut all: Vec<Candidate> = logits
+        .iter()
+        .enumerate()
+        .map(|(id, &logit)| Candidate {
+            id: id as u32,
+            logit,
+        })
+        .collect();
     let top = top.min(all.len());
     if top > 0 && top < all.len() {
         all.select_nth_unstable_by(top - 1, by_likelihood);
     }
     all.truncate(top);
     all.sort_unstable_by(by_likelihood);
-    std::iter::once(of(chosen)).chain(all.into_iter().map(|c| of(c.id))).collect()
+    std::iter::once(of(chosen))
+        .chain(all.into_iter().map(|c| of(c.id)))
+        .collect()
 }
 
 #[cfg(test)]

@@ -85,13 +85,19 @@ impl<'a> Planner<'a> {
 
     fn candidate(&self, index: usize) -> Candidate {
         let running = self.snapshot.running.len();
-        if index < running { self.snapshot.running[index] } else { self.snapshot.waiting[index - running] }
+        if index < running {
+            self.snapshot.running[index]
+        } else {
+            self.snapshot.waiting[index - running]
+        }
     }
 
     fn pay_deficit(&mut self) {
         let mut deficit = self.snapshot.deficit_blocks;
         while deficit > 0 {
-            let Some(victim) = self.victim_after(None) else { return };
+            let Some(victim) = self.victim_after(None) else {
+                return;
+            };
             self.preempted[victim] = true;
             deficit = deficit.saturating_sub(self.snapshot.running[victim].freeable_blocks);
         }
@@ -102,7 +108,9 @@ impl<'a> Planner<'a> {
     fn victim_after(&self, index: Option<usize>) -> Option<usize> {
         let first = index.map_or(0, |i| i + 1);
         (first..self.snapshot.running.len()).rev().find(|&i| {
-            !self.preempted[i] && self.chunk_tokens[i] == 0 && self.snapshot.running[i].freeable_blocks > 0
+            !self.preempted[i]
+                && self.chunk_tokens[i] == 0
+                && self.snapshot.running[i].freeable_blocks > 0
         })
     }
 
@@ -112,7 +120,9 @@ impl<'a> Planner<'a> {
             return;
         }
         let mut running = self.preempted.iter().filter(|&&p| !p).count();
-        let mut spare = self.free_blocks.saturating_sub(running + self.unfinished_prompt_blocks());
+        let mut spare = self
+            .free_blocks
+            .saturating_sub(running + self.unfinished_prompt_blocks());
         for candidate in self.snapshot.waiting {
             let needed = self.blocks_for(candidate, candidate.pending_tokens);
             // Alone in the machine a sequence begins whatever it needs: it then ends with a reason.
@@ -130,7 +140,12 @@ impl<'a> Planner<'a> {
     fn unfinished_prompt_blocks(&self) -> usize {
         let unfinished = |c: &&Candidate| c.pending_tokens > 1;
         let needed = |c: &Candidate| self.blocks_for(c, c.pending_tokens);
-        self.snapshot.running.iter().filter(unfinished).map(needed).sum()
+        self.snapshot
+            .running
+            .iter()
+            .filter(unfinished)
+            .map(needed)
+            .sum()
     }
 
     /// Blocks beyond those held that `tokens` more tokens take.
@@ -166,7 +181,9 @@ impl<'a> Planner<'a> {
             return;
         }
         while self.blocks_for(&candidate, tokens) > self.free_blocks {
-            let Some(victim) = self.victim_after(Some(index)) else { break };
+            let Some(victim) = self.victim_after(Some(index)) else {
+                break;
+            };
             self.preempted[victim] = true;
             self.free_blocks += self.snapshot.running[victim].freeable_blocks;
         }
@@ -183,20 +200,40 @@ impl<'a> Planner<'a> {
     }
 
     fn tokens_that_fit(&self, candidate: &Candidate) -> usize {
-        ((candidate.held_blocks + self.free_blocks) * self.snapshot.block_tokens).saturating_sub(candidate.computed_tokens)
+        ((candidate.held_blocks + self.free_blocks) * self.snapshot.block_tokens)
+            .saturating_sub(candidate.computed_tokens)
     }
 
     fn finish(self) -> Plan {
         let indices = |flags: &[bool]| -> Vec<usize> {
-            flags.iter().enumerate().filter(|&(_, &flag)| flag).map(|(i, _)| i).collect()
+            flags
+                .iter()
+                .enumerate()
+                .filter(|&(_, &flag)| flag)
+                .map(|(i, _)| i)
+                .collect()
         };
-        let chunks: Vec<(usize, usize)> =
-            self.chunk_tokens.iter().copied().enumerate().filter(|&(_, tokens)| tokens > 0).collect();
+        let chunks: Vec<(usize, usize)> = self
+            .chunk_tokens
+            .iter()
+            .copied()
+            .enumerate()
+            .filter(|&(_, tokens)| tokens > 0)
+            .collect();
         let preempt = indices(&self.preempted);
         let first_left = (0..self.chunk_tokens.len())
             .find(|&i| !self.preempted.get(i).copied().unwrap_or(false));
-        let starved = if chunks.is_empty() && preempt.is_empty() { first_left } else { None };
-        Plan { preempt, admit: self.admit, chunks, starved }
+        let starved = if chunks.is_empty() && preempt.is_empty() {
+            first_left
+        } else {
+            None
+        };
+        Plan {
+            preempt,
+            admit: self.admit,
+            chunks,
+            starved,
+        }
     }
 }
 
@@ -208,7 +245,12 @@ mod tests {
     /// A sequence that shares no block.
     fn candidate(computed_tokens: usize, pending_tokens: usize) -> Candidate {
         let blocks = computed_tokens.div_ceil(32);
-        Candidate { computed_tokens, pending_tokens, held_blocks: blocks, freeable_blocks: blocks }
+        Candidate {
+            computed_tokens,
+            pending_tokens,
+            held_blocks: blocks,
+            freeable_blocks: blocks,
+        }
     }
 
     fn decoding(computed: usize) -> Candidate {
@@ -219,7 +261,11 @@ mod tests {
         candidate(0, tokens)
     }
 
-    fn snapshot<'a>(running: &'a [Candidate], waiting: &'a [Candidate], free: usize) -> Snapshot<'a> {
+    fn snapshot<'a>(
+        running: &'a [Candidate],
+        waiting: &'a [Candidate],
+        free: usize,
+    ) -> Snapshot<'a> {
         Snapshot {
             running,
             waiting,
@@ -235,7 +281,14 @@ mod tests {
     fn decodes_first_then_fills_the_step_with_prompts() {
         let running = [prompt(500), decoding(40)];
         let plan = plan(&snapshot(&running, &[prompt(10)], 100));
-        assert_eq!(plan, Plan { admit: 1, chunks: vec![(0, 99), (1, 1)], ..Plan::default() });
+        assert_eq!(
+            plan,
+            Plan {
+                admit: 1,
+                chunks: vec![(0, 99), (1, 1)],
+                ..Plan::default()
+            }
+        );
     }
 
     #[test]
@@ -243,7 +296,11 @@ mod tests {
         let running = [decoding(32), decoding(64), decoding(32)];
         let plan = plan(&snapshot(&running, &[], 0));
         assert_eq!(plan.preempt, [2]);
-        assert_eq!(plan.chunks, [(0, 1)], "the one freed block goes to the first");
+        assert_eq!(
+            plan.chunks,
+            [(0, 1)],
+            "the one freed block goes to the first"
+        );
         assert_eq!(plan.starved, None);
     }
 
@@ -269,12 +326,21 @@ mod tests {
         assert_eq!(plan.preempt, [1, 2]);
     }
 
-    fn candidates(n: std::ops::Range<usize>, running: bool) -> impl Strategy<Value = Vec<Candidate>> {
-        let one = (0_usize..200, 1_usize..200, any::<bool>()).prop_map(move |(done, pending, decodes)| {
-            let computed = if running { done } else { 0 };
-            let pending = if decodes && running && done > 0 { 1 } else { pending };
-            candidate(computed, pending)
-        });
+    fn candidates(
+        n: std::ops::Range<usize>,
+        running: bool,
+    ) -> impl Strategy<Value = Vec<Candidate>> {
+        let one = (0_usize..200, 1_usize..200, any::<bool>()).prop_map(
+            move |(done, pending, decodes)| {
+                let computed = if running { done } else { 0 };
+                let pending = if decodes && running && done > 0 {
+                    1
+                } else {
+                    pending
+                };
+                candidate(computed, pending)
+            },
+        );
         proptest::collection::vec(one, n)
     }
 

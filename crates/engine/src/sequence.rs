@@ -33,11 +33,17 @@ impl Sequence {
         namespace: Namespace,
         tokenizer: Option<&Tokenizer>,
     ) -> Self {
-        let options = DetokenizeOptions { skip_special: !request.show_special, ..DetokenizeOptions::continuation() };
+        let options = DetokenizeOptions {
+            skip_special: !request.show_special,
+            ..DetokenizeOptions::continuation()
+        };
         Self {
             id,
             table,
-            usage: Usage { prompt_tokens: request.prompt.len(), ..Usage::default() },
+            usage: Usage {
+                prompt_tokens: request.prompt.len(),
+                ..Usage::default()
+            },
             cached_blocks: 0,
             was_preempted: false,
             namespace,
@@ -60,7 +66,8 @@ impl Sequence {
         let computed_tokens = self.table.len_tokens();
         let blocks = self.table.blocks();
         // A shared block that is not full is copied before it is written.
-        let partial = (!computed_tokens.is_multiple_of(block_tokens)).then(|| computed_tokens / block_tokens);
+        let partial =
+            (!computed_tokens.is_multiple_of(block_tokens)).then(|| computed_tokens / block_tokens);
         let copied = partial.is_some_and(|index| blocks[index].is_shared());
         let is_freeable = |(index, block): (usize, &neap_memory::Block)| {
             block.claims() <= if index < self.cached_blocks { 2 } else { 1 }
@@ -69,7 +76,11 @@ impl Sequence {
             computed_tokens,
             pending_tokens: self.tokens.len() - computed_tokens,
             held_blocks: blocks.len() - usize::from(copied),
-            freeable_blocks: blocks.iter().enumerate().filter(|&b| is_freeable(b)).count(),
+            freeable_blocks: blocks
+                .iter()
+                .enumerate()
+                .filter(|&b| is_freeable(b))
+                .count(),
         }
     }
 
@@ -106,7 +117,12 @@ impl Sequence {
         let full = self.table.len_full_blocks();
         if full > self.cached_blocks {
             let tokens = full * self.table.block_tokens();
-            cache.insert(&self.namespace, &self.tokens[..tokens], &mut self.table, now_ms);
+            cache.insert(
+                &self.namespace,
+                &self.tokens[..tokens],
+                &mut self.table,
+                now_ms,
+            );
             self.cached_blocks = full;
         }
     }
@@ -115,7 +131,12 @@ impl Sequence {
     pub fn leave_to(&mut self, cache: &mut KvCache, now_ms: u64) {
         let computed = self.table.len_tokens();
         if computed > 0 {
-            cache.insert(&self.namespace, &self.tokens[..computed], &mut self.table, now_ms);
+            cache.insert(
+                &self.namespace,
+                &self.tokens[..computed],
+                &mut self.table,
+                now_ms,
+            );
         }
     }
 
@@ -124,7 +145,11 @@ impl Sequence {
         if self.request.tenant != other.request.tenant {
             return 0;
         }
-        self.tokens.iter().zip(&other.tokens).take_while(|(a, b)| a == b).count()
+        self.tokens
+            .iter()
+            .zip(&other.tokens)
+            .take_while(|(a, b)| a == b)
+            .count()
     }
 
     /// Tokens of the prompt are yet to be computed.
@@ -149,7 +174,12 @@ impl Sequence {
     }
 
     /// Chooses the next token and says what it means: events, and the reason if it was the last.
-    pub fn next_token(&mut self, logits: &mut [f32], limits: &Limits<'_>, events: &mut Vec<Event>) -> Option<FinishReason> {
+    pub fn next_token(
+        &mut self,
+        logits: &mut [f32],
+        limits: &Limits<'_>,
+        events: &mut Vec<Event>,
+    ) -> Option<FinishReason> {
         let raw = self.request.top_logprobs.map(|top| (top, logits.to_vec()));
         let id = self.sampler.sample(logits, &self.tokens);
         let logprobs = raw.map_or_else(Vec::new, |(top, raw)| sampling::logprobs(&raw, id, top));
@@ -158,14 +188,23 @@ impl Sequence {
             return Some(FinishReason::EndOfText(id));
         }
         self.tokens.push(id);
-        let piece = self.detokenizer.as_mut().map_or_else(String::new, |d| d.push(id));
+        let piece = self
+            .detokenizer
+            .as_mut()
+            .map_or_else(String::new, |d| d.push(id));
         let (text, stopped) = match self.stop.push(&piece) {
             StopState::Continue(text) => (text, None),
-            StopState::Stopped(text, which) => {
-                (text, Some(FinishReason::StopString(self.stop.stop(which).to_owned())))
-            }
+            StopState::Stopped(text, which) => (
+                text,
+                Some(FinishReason::StopString(self.stop.stop(which).to_owned())),
+            ),
         };
-        events.push(Event::Token { request: self.id, id, text, logprobs });
+        events.push(Event::Token {
+            request: self.id,
+            id,
+            text,
+            logprobs,
+        });
         stopped.or_else(|| self.limit_reached(limits))
     }
 
@@ -175,7 +214,11 @@ impl Sequence {
     }
 
     fn limit_reached(&self, limits: &Limits<'_>) -> Option<FinishReason> {
-        if self.request.max_new_tokens.is_some_and(|max| self.usage.new_tokens >= max) {
+        if self
+            .request
+            .max_new_tokens
+            .is_some_and(|max| self.usage.new_tokens >= max)
+        {
             Some(FinishReason::Length)
         } else if self.tokens.len() >= limits.context_tokens {
             Some(FinishReason::ContextFull)
@@ -195,7 +238,12 @@ impl Sequence {
             }
             text.push_str(&self.stop.finish());
         }
-        Event::Finished { request: self.id, reason, text, usage: self.usage }
+        Event::Finished {
+            request: self.id,
+            reason,
+            text,
+            usage: self.usage,
+        }
     }
 }
 

@@ -21,7 +21,10 @@ impl StopMatcher {
     /// Empty stop strings are ignored: they would stop everything.
     pub fn new(stops: &[String]) -> Self {
         let stops = stops.iter().filter(|s| !s.is_empty()).cloned().collect();
-        Self { stops, held: String::new() }
+        Self {
+            stops,
+            held: String::new(),
+        }
     }
 
     /// Adds a piece; gives what is certain.
@@ -51,7 +54,8 @@ impl StopMatcher {
     }
 
     fn first_match(&self) -> Option<(usize, usize)> {
-        let found = |(which, stop): (usize, &String)| self.held.find(stop.as_str()).map(|at| (at, which));
+        let found =
+            |(which, stop): (usize, &String)| self.held.find(stop.as_str()).map(|at| (at, which));
         self.stops.iter().enumerate().filter_map(found).min()
     }
 
@@ -92,14 +96,23 @@ mod tests {
 
     #[test]
     fn finds_a_stop_string_cut_in_pieces() {
-        assert_eq!(run(&["END"], &["abE", "N", "Dxyz"]), ("ab".into(), Some("END".into())));
+        assert_eq!(
+            run(&["END"], &["abE", "N", "Dxyz"]),
+            ("ab".into(), Some("END".into()))
+        );
         assert_eq!(run(&["END"], &["abE", "NX", "D"]), ("abENXD".into(), None));
-        assert_eq!(run(&["", "é!"], &["caf", "é", "!"]), ("caf".into(), Some("é!".into())));
+        assert_eq!(
+            run(&["", "é!"], &["caf", "é", "!"]),
+            ("caf".into(), Some("é!".into()))
+        );
     }
 
     #[test]
     fn takes_the_earliest_of_several() {
-        assert_eq!(run(&["bc", "ab"], &["xabc"]), ("x".into(), Some("ab".into())));
+        assert_eq!(
+            run(&["bc", "ab"], &["xabc"]),
+            ("x".into(), Some("ab".into()))
+        );
     }
 
     proptest! {

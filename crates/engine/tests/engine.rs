@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 
-use neap_engine::{AdmissionError, Engine, EngineConfig, Event, FinishReason, Request, RequestId, Usage};
+use neap_engine::{
+    AdmissionError, Engine, EngineConfig, Event, FinishReason, Request, RequestId, Usage,
+};
 use neap_memory::cache::{CacheOptions, KvCache};
 use neap_memory::{Budget, ChargeKind, KvPool};
 use neap_model::decoder::{Decoder, DecoderLimits, SequenceChunk, StepError};
@@ -22,14 +24,23 @@ struct FakeDecoder {
 
 impl FakeDecoder {
     fn new() -> Self {
-        let limits = DecoderLimits { batch_tokens: 512, logit_rows: 32 };
-        Self { logits: Vec::new(), limits, fail_at: None }
+        let limits = DecoderLimits {
+            batch_tokens: 512,
+            logit_rows: 32,
+        };
+        Self {
+            logits: Vec::new(),
+            limits,
+            fail_at: None,
+        }
     }
 }
 
 /// What the fake model says after `tokens`.
 fn next_token(tokens: impl Iterator<Item = u32>) -> u32 {
-    let hash = tokens.fold(0xcbf2_9ce4_8422_2325_u64, |h, t| (h ^ u64::from(t)).wrapping_mul(0x100_0000_01b3));
+    let hash = tokens.fold(0xcbf2_9ce4_8422_2325_u64, |h, t| {
+        (h ^ u64::from(t)).wrapping_mul(0x100_0000_01b3)
+    });
     (hash >> 33) as u32 % VOCAB as u32
 }
 
@@ -54,10 +65,14 @@ impl Decoder for FakeDecoder {
             let start = chunk.table.len_tokens();
             for (i, &token) in chunk.tokens.iter().enumerate() {
                 if self.fail_at == Some(token) {
-                    return Err(StepError::UnknownToken { id: token, vocab_size: VOCAB });
+                    return Err(StepError::UnknownToken {
+                        id: token,
+                        vocab_size: VOCAB,
+                    });
                 }
                 let (block, slot) = ((start + i) / BLOCK_TOKENS, (start + i) % BLOCK_TOKENS);
-                chunk.table.block_mut(block)[slot * 4..slot * 4 + 4].copy_from_slice(&token.to_le_bytes());
+                chunk.table.block_mut(block)[slot * 4..slot * 4 + 4]
+                    .copy_from_slice(&token.to_le_bytes());
             }
             let end = start + chunk.tokens.len();
             let read = (0..end).map(|i| {
@@ -101,7 +116,9 @@ fn engine_of(decoder: FakeDecoder, blocks: usize, config: EngineConfig) -> Engin
 /// Sets the budget to what holds so many blocks beside the cache's scratch.
 fn give_blocks(engine: &Engine<FakeDecoder>, blocks: usize) {
     let scratch = engine.budget().charged() - kv_bytes(engine);
-    engine.budget().set_limit(scratch + (blocks * BLOCK_BYTES) as u64);
+    engine
+        .budget()
+        .set_limit(scratch + (blocks * BLOCK_BYTES) as u64);
 }
 
 fn kv_bytes(engine: &Engine<FakeDecoder>) -> u64 {
@@ -109,11 +126,19 @@ fn kv_bytes(engine: &Engine<FakeDecoder>) -> u64 {
 }
 
 fn config(batch_tokens: usize, max_running: usize) -> EngineConfig {
-    EngineConfig { batch_tokens, max_running, ..EngineConfig::default() }
+    EngineConfig {
+        batch_tokens,
+        max_running,
+        ..EngineConfig::default()
+    }
 }
 
 fn request(prompt: &[u32], n: usize) -> Request {
-    Request { prompt: prompt.to_vec(), max_new_tokens: Some(n), ..Request::default() }
+    Request {
+        prompt: prompt.to_vec(),
+        max_new_tokens: Some(n),
+        ..Request::default()
+    }
 }
 
 #[derive(Default)]
@@ -126,9 +151,19 @@ impl Results {
     fn take(&mut self, events: Vec<Event>) {
         for event in events {
             match event {
-                Event::Token { request, id, .. } => self.tokens.entry(request).or_default().push(id),
-                Event::Finished { request, reason, usage, .. } => {
-                    assert!(self.finished.insert(request, (reason, usage)).is_none(), "finished twice");
+                Event::Token { request, id, .. } => {
+                    self.tokens.entry(request).or_default().push(id)
+                }
+                Event::Finished {
+                    request,
+                    reason,
+                    usage,
+                    ..
+                } => {
+                    assert!(
+                        self.finished.insert(request, (reason, usage)).is_none(),
+                        "finished twice"
+                    );
                 }
             }
         }
@@ -140,7 +175,11 @@ fn run(engine: &mut Engine<FakeDecoder>) -> Results {
     for _ in 0..20_000 {
         if engine.is_idle() {
             engine.check_conservation().unwrap();
-            assert_eq!(kv_bytes(engine), engine.cache_mut().freeable_bytes(), "idle, only the cache holds blocks");
+            assert_eq!(
+                kv_bytes(engine),
+                engine.cache_mut().freeable_bytes(),
+                "idle, only the cache holds blocks"
+            );
             return results;
         }
         results.take(engine.step(0));
@@ -151,8 +190,13 @@ fn run(engine: &mut Engine<FakeDecoder>) -> Results {
 #[test]
 fn many_sequences_together_give_what_each_gives_alone() {
     let mut engine = engine(1000, config(16, 8));
-    let prompts: Vec<Vec<u32>> = (1..12).map(|i| (0..i * 3).map(|t| (t * i) as u32 % 97).collect()).collect();
-    let ids: Vec<RequestId> = prompts.iter().map(|p| engine.submit(request(p, 20)).unwrap()).collect();
+    let prompts: Vec<Vec<u32>> = (1..12)
+        .map(|i| (0..i * 3).map(|t| (t * i) as u32 % 97).collect())
+        .collect();
+    let ids: Vec<RequestId> = prompts
+        .iter()
+        .map(|p| engine.submit(request(p, 20)).unwrap())
+        .collect();
     let results = run(&mut engine);
     for (prompt, id) in prompts.iter().zip(&ids) {
         assert_eq!(results.tokens[id], expected(prompt, 20));
@@ -164,12 +208,19 @@ fn many_sequences_together_give_what_each_gives_alone() {
 fn a_tight_budget_preempts_and_loses_nothing() {
     let mut engine = engine(12, config(16, 8));
     let prompts: Vec<Vec<u32>> = (0..6).map(|i| vec![i; 5]).collect();
-    let ids: Vec<RequestId> = prompts.iter().map(|p| engine.submit(request(p, 30)).unwrap()).collect();
+    let ids: Vec<RequestId> = prompts
+        .iter()
+        .map(|p| engine.submit(request(p, 30)).unwrap())
+        .collect();
     let results = run(&mut engine);
     for (prompt, id) in prompts.iter().zip(&ids) {
         assert_eq!(results.tokens[id], expected(prompt, 30));
     }
-    let recomputed: usize = results.finished.values().map(|(_, usage)| usage.recomputed_tokens).sum();
+    let recomputed: usize = results
+        .finished
+        .values()
+        .map(|(_, usage)| usage.recomputed_tokens)
+        .sum();
     assert!(recomputed > 0, "the test is meant to preempt");
 }
 
@@ -177,7 +228,10 @@ fn a_tight_budget_preempts_and_loses_nothing() {
 fn a_shrinking_budget_fails_nothing() {
     let mut engine = engine(40, config(16, 8));
     let prompts: Vec<Vec<u32>> = (0..4).map(|i| vec![i; 9]).collect();
-    let ids: Vec<RequestId> = prompts.iter().map(|p| engine.submit(request(p, 25)).unwrap()).collect();
+    let ids: Vec<RequestId> = prompts
+        .iter()
+        .map(|p| engine.submit(request(p, 25)).unwrap())
+        .collect();
     let mut results = Results::default();
     for _ in 0..10 {
         results.take(engine.step(0));
@@ -189,7 +243,12 @@ fn a_shrinking_budget_fails_nothing() {
     assert!(engine.budget().charged() <= engine.budget().limit());
     let rest = run(&mut engine);
     for (prompt, id) in prompts.iter().zip(&ids) {
-        let all: Vec<u32> = [&results.tokens, &rest.tokens].iter().filter_map(|t| t.get(id)).flatten().copied().collect();
+        let all: Vec<u32> = [&results.tokens, &rest.tokens]
+            .iter()
+            .filter_map(|t| t.get(id))
+            .flatten()
+            .copied()
+            .collect();
         assert_eq!(all, expected(prompt, 25));
     }
 }
@@ -198,26 +257,54 @@ fn a_shrinking_budget_fails_nothing() {
 fn what_can_never_fit_is_refused_with_the_figures() {
     let mut engine = engine(4, EngineConfig::default());
     let refused = engine.submit(request(&[1; 10], 20)).unwrap_err();
-    let AdmissionError::DoesNotFit { tokens, needed_bytes, free_bytes, fitting_tokens, .. } = refused else {
+    let AdmissionError::DoesNotFit {
+        tokens,
+        needed_bytes,
+        free_bytes,
+        fitting_tokens,
+        ..
+    } = refused
+    else {
         panic!("{refused}");
     };
-    assert_eq!((tokens, needed_bytes, free_bytes), (29, 8 * 65_536, 4 * 65_536));
+    assert_eq!(
+        (tokens, needed_bytes, free_bytes),
+        (29, 8 * 65_536, 4 * 65_536)
+    );
     assert_eq!(fitting_tokens, 16);
 }
 
 #[test]
 fn an_open_end_stops_with_a_reason_when_the_budget_is_used_up() {
     let mut engine = engine(4, EngineConfig::default());
-    let id = engine.submit(Request { max_new_tokens: None, ..request(&[1; 10], 0) }).unwrap();
+    let id = engine
+        .submit(Request {
+            max_new_tokens: None,
+            ..request(&[1; 10], 0)
+        })
+        .unwrap();
     let results = run(&mut engine);
-    assert!(matches!(results.finished[&id].0, FinishReason::OutOfBudget { .. }), "{:?}", results.finished[&id]);
-    assert_eq!(results.tokens[&id], expected(&[1; 10], 7), "16 tokens are computed, one more is known");
+    assert!(
+        matches!(results.finished[&id].0, FinishReason::OutOfBudget { .. }),
+        "{:?}",
+        results.finished[&id]
+    );
+    assert_eq!(
+        results.tokens[&id],
+        expected(&[1; 10], 7),
+        "16 tokens are computed, one more is known"
+    );
 }
 
 #[test]
 fn the_context_ends_a_generation() {
     let mut engine = engine(1000, EngineConfig::default());
-    let id = engine.submit(Request { max_new_tokens: None, ..request(&[3; 10], 0) }).unwrap();
+    let id = engine
+        .submit(Request {
+            max_new_tokens: None,
+            ..request(&[3; 10], 0)
+        })
+        .unwrap();
     let results = run(&mut engine);
     assert_eq!(results.finished[&id].0, FinishReason::ContextFull);
     assert_eq!(results.tokens[&id].len(), 190);
@@ -226,11 +313,23 @@ fn the_context_ends_a_generation() {
 #[test]
 fn refuses_what_makes_no_sense() {
     let mut engine = engine(100, EngineConfig::default());
-    assert_eq!(engine.submit(request(&[], 1)), Err(AdmissionError::EmptyPrompt));
+    assert_eq!(
+        engine.submit(request(&[], 1)),
+        Err(AdmissionError::EmptyPrompt)
+    );
     let unknown = engine.submit(request(&[1, 97], 1)).unwrap_err();
-    assert!(unknown.to_string().contains("token 97 at position 1"), "{unknown}");
+    assert!(
+        unknown.to_string().contains("token 97 at position 1"),
+        "{unknown}"
+    );
     let long = engine.submit(request(&[1; 200], 1)).unwrap_err();
-    assert!(matches!(long, AdmissionError::PromptTooLong { prompt_tokens: 200, context_tokens: 200 }));
+    assert!(matches!(
+        long,
+        AdmissionError::PromptTooLong {
+            prompt_tokens: 200,
+            context_tokens: 200
+        }
+    ));
 }
 
 #[test]
@@ -240,7 +339,13 @@ fn cancelling_frees_the_blocks_at_once() {
     engine.step(0);
     assert!(kv_bytes(&engine) > 0);
     let event = engine.cancel(id).unwrap();
-    assert!(matches!(event, Event::Finished { reason: FinishReason::Cancelled, .. }));
+    assert!(matches!(
+        event,
+        Event::Finished {
+            reason: FinishReason::Cancelled,
+            ..
+        }
+    ));
     engine.clear_cache();
     assert_eq!(kv_bytes(&engine), 0);
     assert!(engine.cancel(id).is_none());
@@ -249,7 +354,10 @@ fn cancelling_frees_the_blocks_at_once() {
 
 #[test]
 fn a_failed_step_ends_its_requests_and_not_the_engine() {
-    let decoder = FakeDecoder { fail_at: Some(66), ..FakeDecoder::new() };
+    let decoder = FakeDecoder {
+        fail_at: Some(66),
+        ..FakeDecoder::new()
+    };
     let mut engine = engine_of(decoder, 100, EngineConfig::default());
     let bad = engine.submit(request(&[66], 5)).unwrap();
     let results = run(&mut engine);
@@ -275,7 +383,10 @@ fn a_known_prefix_is_not_computed_again() {
     other.extend([90, 91]);
     let third = engine.submit(request(&other, 10)).unwrap();
     let results = run(&mut engine);
-    assert_eq!(results.finished[&second].1.cached_tokens, 59, "all but the last token, which was never computed");
+    assert_eq!(
+        results.finished[&second].1.cached_tokens, 59,
+        "all but the last token, which was never computed"
+    );
     assert_eq!(results.finished[&third].1.cached_tokens, 30);
     assert_eq!(results.tokens[&second], expected(&turn, 10));
     assert_eq!(results.tokens[&third], expected(&other, 10));
@@ -293,7 +404,10 @@ fn a_burst_with_one_prefix_computes_it_once() {
         })
         .collect();
     let results = run(&mut engine);
-    let cached: Vec<usize> = ids.iter().map(|id| results.finished[id].1.cached_tokens).collect();
+    let cached: Vec<usize> = ids
+        .iter()
+        .map(|id| results.finished[id].1.cached_tokens)
+        .collect();
     assert_eq!(cached, [0, 80, 80, 80, 80, 80, 80]);
 }
 
@@ -301,9 +415,19 @@ fn a_burst_with_one_prefix_computes_it_once() {
 fn tenants_do_not_share() {
     let mut engine = engine(100, config(64, 8));
     let prompt: Vec<u32> = (0..50).collect();
-    engine.submit(Request { tenant: "a".into(), ..request(&prompt, 2) }).unwrap();
+    engine
+        .submit(Request {
+            tenant: "a".into(),
+            ..request(&prompt, 2)
+        })
+        .unwrap();
     run(&mut engine);
-    let other = engine.submit(Request { tenant: "b".into(), ..request(&prompt, 2) }).unwrap();
+    let other = engine
+        .submit(Request {
+            tenant: "b".into(),
+            ..request(&prompt, 2)
+        })
+        .unwrap();
     assert_eq!(run(&mut engine).finished[&other].1.cached_tokens, 0);
 }
 
@@ -311,7 +435,12 @@ fn tenants_do_not_share() {
 fn a_higher_priority_runs_first() {
     let mut engine = engine(100, config(16, 1));
     let low = engine.submit(request(&[1; 4], 5)).unwrap();
-    let high = engine.submit(Request { priority: 1, ..request(&[2; 4], 5) }).unwrap();
+    let high = engine
+        .submit(Request {
+            priority: 1,
+            ..request(&[2; 4], 5)
+        })
+        .unwrap();
     let mut order = Vec::new();
     while !engine.is_idle() {
         for event in engine.step(0) {

@@ -12,7 +12,9 @@ use neap_kernels::WorkerPanic;
 use neap_memory::BlockTable;
 
 pub use cpu::CpuDecoder;
-pub use weights::{LoadError, LoadOptions, LoadProgress, Model, Repack, kv_block_bytes, kv_layout, panel_bytes};
+pub use weights::{
+    LoadError, LoadOptions, LoadProgress, Model, Repack, kv_block_bytes, kv_layout, panel_bytes,
+};
 
 /// Tokens in a KV block.
 pub const BLOCK_TOKENS: usize = 32;

@@ -43,7 +43,11 @@ struct Row {
 pub fn run(args: &BenchModelArgs) -> Result<(), Failure> {
     let max_batch = args.batch.iter().copied().max().unwrap_or(1).max(1);
     let parts = loading::load_parts(&args.model, max_batch)?;
-    let mut bench = Bench { args, parts, random: 1 };
+    let mut bench = Bench {
+        args,
+        parts,
+        random: 1,
+    };
     let mut rows = Vec::new();
     for &depth in &args.depth {
         for &prompt in &args.prompt {
@@ -82,7 +86,13 @@ impl Bench<'_> {
     }
 
     /// Measures one case; a case that does not fit the budget or the context is reported and left out.
-    fn measure(&mut self, kind: &'static str, tokens: usize, depth: usize, batch: usize) -> Result<Option<Row>, Failure> {
+    fn measure(
+        &mut self,
+        kind: &'static str,
+        tokens: usize,
+        depth: usize,
+        batch: usize,
+    ) -> Result<Option<Row>, Failure> {
         let needed = depth + tokens;
         if tokens == 0 || needed > self.parts.decoder.context_tokens() {
             eprintln!("{kind} of {tokens} tokens at depth {depth}: over the context; left out");
@@ -92,19 +102,30 @@ impl Bench<'_> {
         let mut memory = (0, 0, 0);
         // The first run warms caches and pages and is not counted.
         for repeat in 0..=self.args.repeat.max(1) {
-            let tables = (0..batch).map(|_| self.table(depth, needed)).collect::<Result<Vec<_>, _>>();
+            let tables = (0..batch)
+                .map(|_| self.table(depth, needed))
+                .collect::<Result<Vec<_>, _>>();
             let Ok(mut tables) = tables else {
-                eprintln!("{kind} of {tokens} tokens at depth {depth}, {batch} sequences: over the budget; left out");
+                eprintln!(
+                    "{kind} of {tokens} tokens at depth {depth}, {batch} sequences: over the budget; left out"
+                );
                 return Ok(None);
             };
             let start = Instant::now();
-            if kind == "prefill" { self.prefill(&mut tables[0], tokens)? } else { self.decode(&mut tables, tokens)? }
+            if kind == "prefill" {
+                self.prefill(&mut tables[0], tokens)?
+            } else {
+                self.decode(&mut tables, tokens)?
+            }
             let seconds = start.elapsed().as_secs_f64();
             if repeat > 0 {
                 speeds.push((tokens * batch) as f64 / seconds);
             }
             let budget = &self.parts.budget;
-            let kv_bytes = tables.iter().map(|t| t.len_blocks() as u64 * self.parts.kv.charged_block_bytes()).sum();
+            let kv_bytes = tables
+                .iter()
+                .map(|t| t.len_blocks() as u64 * self.parts.kv.charged_block_bytes())
+                .sum();
             memory = (kv_bytes, budget.charged(), report::rss_bytes().unwrap_or(0));
         }
         speeds.sort_by(f64::total_cmp);
@@ -136,7 +157,11 @@ impl Bench<'_> {
             crate::bytes::show(row.kv_bytes),
             crate::bytes::show(row.rss_bytes),
         );
-        if self.args.json { eprintln!("{line}") } else { println!("{line}") }
+        if self.args.json {
+            eprintln!("{line}")
+        } else {
+            println!("{line}")
+        }
     }
 
     fn random(&mut self) -> u64 {
@@ -159,11 +184,22 @@ impl Bench<'_> {
         table.reserve(capacity)?;
         let layout = self.parts.decoder.model().kv_layout();
         let width = layout.width() * layout.block_tokens();
-        let values: Vec<f32> = (0..2 * width).map(|_| (self.random() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
+        let values: Vec<f32> = (0..2 * width)
+            .map(|_| (self.random() >> 40) as f32 / (1 << 23) as f32 - 1.0)
+            .collect();
         let (k, v) = values.split_at(width);
         for block in 0..depth.div_ceil(layout.block_tokens()) {
             for layer in 0..layout.layers() {
-                kv::write_kv_run(self.parts.isa, &layout, KvFormat::F16, layer, table.block_mut(block), 0, k, v);
+                kv::write_kv_run(
+                    self.parts.isa,
+                    &layout,
+                    KvFormat::F16,
+                    layer,
+                    table.block_mut(block),
+                    0,
+                    k,
+                    v,
+                );
             }
         }
         table.advance(depth);
@@ -176,8 +212,16 @@ impl Bench<'_> {
         let step = decoder.limits().batch_tokens;
         let chunks = tokens.len().div_ceil(step);
         for (i, tokens) in tokens.chunks(step).enumerate() {
-            let logits = if i + 1 == chunks { LogitsWanted::Last } else { LogitsWanted::None };
-            decoder.forward(&mut [SequenceChunk { tokens, table, logits }])?;
+            let logits = if i + 1 == chunks {
+                LogitsWanted::Last
+            } else {
+                LogitsWanted::None
+            };
+            decoder.forward(&mut [SequenceChunk {
+                tokens,
+                table,
+                logits,
+            }])?;
         }
         Ok(())
     }

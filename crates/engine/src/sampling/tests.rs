@@ -2,7 +2,10 @@ use super::*;
 use proptest::prelude::*;
 
 fn sampler(change: impl FnOnce(&mut SamplingParams)) -> Sampler {
-    let mut params = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+    let mut params = SamplingParams {
+        temperature: 1.0,
+        ..SamplingParams::default()
+    };
     change(&mut params);
     params.validate(1 << 20).expect("valid parameters");
     Sampler::new(params)
@@ -52,10 +55,22 @@ fn top_k_top_p_and_min_p_cut_the_tail() {
     let support = |s: &mut Sampler| -> Vec<bool> {
         histogram(s, &logits, 3000).iter().map(|&c| c > 0).collect()
     };
-    assert_eq!(support(&mut sampler(|p| p.top_k = 2)), [true, true, false, false]);
-    assert_eq!(support(&mut sampler(|p| p.top_p = 0.9)), [true, true, true, false]);
-    assert_eq!(support(&mut sampler(|p| p.top_p = 0.4)), [true, false, false, false]);
-    assert_eq!(support(&mut sampler(|p| p.min_p = 0.4)), [true, true, false, false]);
+    assert_eq!(
+        support(&mut sampler(|p| p.top_k = 2)),
+        [true, true, false, false]
+    );
+    assert_eq!(
+        support(&mut sampler(|p| p.top_p = 0.9)),
+        [true, true, true, false]
+    );
+    assert_eq!(
+        support(&mut sampler(|p| p.top_p = 0.4)),
+        [true, false, false, false]
+    );
+    assert_eq!(
+        support(&mut sampler(|p| p.min_p = 0.4)),
+        [true, true, false, false]
+    );
     assert_eq!(support(&mut sampler(|_| ())), [true; 4]);
 }
 
@@ -75,7 +90,11 @@ fn penalties_push_down_what_was_seen() {
         p.penalty_window_tokens = 2;
     });
     assert_eq!(s.sample(&mut [4.0, 3.0], &[0]), 1);
-    assert_eq!(s.sample(&mut [-1.0, -1.5], &[0, 1, 1]), 0, "token 0 left the window");
+    assert_eq!(
+        s.sample(&mut [-1.0, -1.5], &[0, 1, 1]),
+        0,
+        "token 0 left the window"
+    );
     let mut s = sampler(|p| {
         p.temperature = 0.0;
         p.frequency_penalty = 0.6;
@@ -101,7 +120,9 @@ fn equal_seeds_give_equal_draws_and_others_do_not() {
     let logits = vec![0.0; 1000];
     let draw = |seed| {
         let mut s = sampler(|p| p.seed = seed);
-        (0..20).map(|_| s.sample(&mut logits.clone(), &[])).collect::<Vec<_>>()
+        (0..20)
+            .map(|_| s.sample(&mut logits.clone(), &[]))
+            .collect::<Vec<_>>()
     };
     assert_eq!(draw(1), draw(1));
     assert_ne!(draw(1), draw(2));

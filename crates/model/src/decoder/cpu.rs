@@ -37,11 +37,22 @@ impl CpuDecoder {
         budget: &Budget,
     ) -> Result<Self, OverBudget> {
         let scratch = Scratch::new(&model, limits, pool.threads(), budget)?;
-        Ok(Self { model, pool, isa, limits, scratch })
+        Ok(Self {
+            model,
+            pool,
+            isa,
+            limits,
+            scratch,
+        })
     }
 
     /// Bytes of scratch that [`CpuDecoder::new`] charges at most.
-    pub fn scratch_bytes(config: &ModelConfig, layout: &KvLayout, limits: DecoderLimits, threads: usize) -> u64 {
+    pub fn scratch_bytes(
+        config: &ModelConfig,
+        layout: &KvLayout,
+        limits: DecoderLimits,
+        threads: usize,
+    ) -> u64 {
         Scratch::bytes_needed(config, layout, limits, threads)
     }
 
@@ -52,7 +63,11 @@ impl CpuDecoder {
 
     fn check(&self, batch: &[SequenceChunk<'_>]) -> Result<(), StepError> {
         let at_most = |what, asked, limit| {
-            if asked <= limit { Ok(()) } else { Err(StepError::TooLarge { what, asked, limit }) }
+            if asked <= limit {
+                Ok(())
+            } else {
+                Err(StepError::TooLarge { what, asked, limit })
+            }
         };
         let tokens = batch.iter().map(|c| c.tokens.len()).sum();
         at_most("tokens", tokens, self.limits.batch_tokens)?;
@@ -89,9 +104,17 @@ impl Decoder for CpuDecoder {
 
     fn forward(&mut self, batch: &mut [SequenceChunk<'_>]) -> Result<&mut [f32], StepError> {
         self.check(batch)?;
-        let context = Context { isa: self.isa, pool: &self.pool };
+        let context = Context {
+            isa: self.isa,
+            pool: &self.pool,
+        };
         let rows = Rows::of(batch);
-        let mut pass = Pass { model: &self.model, context, s: &mut self.scratch, rows: &rows };
+        let mut pass = Pass {
+            model: &self.model,
+            context,
+            s: &mut self.scratch,
+            rows: &rows,
+        };
         pass.embed(batch);
         for (index, layer) in self.model.layers().iter().enumerate() {
             pass.attention_inputs(layer)?;
@@ -123,12 +146,16 @@ struct Rows {
 
 impl Rows {
     fn of(batch: &[SequenceChunk<'_>]) -> Self {
-        let mut rows = Self { positions: Vec::new(), wanted: Vec::new() };
+        let mut rows = Self {
+            positions: Vec::new(),
+            wanted: Vec::new(),
+        };
         for chunk in batch {
             let (first, start) = (rows.positions.len(), chunk.table.len_tokens());
             let end = first + chunk.tokens.len();
             rows.positions.extend(start..start + chunk.tokens.len());
-            rows.wanted.extend(end - chunk.logits.rows(chunk.tokens.len())..end);
+            rows.wanted
+                .extend(end - chunk.logits.rows(chunk.tokens.len())..end);
         }
         rows
     }
@@ -152,7 +179,10 @@ impl Pass<'_> {
             self.model.embed(token as usize, row);
         }
         let rope = self.model.rope();
-        rope.fill(&self.rows.positions, &mut self.s.angles[..self.s.rows * rope.row_len()]);
+        rope.fill(
+            &self.rows.positions,
+            &mut self.s.angles[..self.s.rows * rope.row_len()],
+        );
     }
 
     /// q, k, v = projections of the normalized hidden rows, q and k rotated to their positions.
@@ -160,17 +190,40 @@ impl Pass<'_> {
         let config = self.model.config();
         let (n, s) = (self.s.rows, &mut *self.s);
         let (q_width, kv_width) = (config.q_size(), config.kv_size());
-        let (q, k, v) = (&mut s.q[..n * q_width], &mut s.k[..n * kv_width], &mut s.v[..n * kv_width]);
+        let (q, k, v) = (
+            &mut s.q[..n * q_width],
+            &mut s.k[..n * kv_width],
+            &mut s.v[..n * kv_width],
+        );
         let hidden = &s.hidden[..n * config.hidden_size];
         let normed = &mut s.normed[..n * config.hidden_size];
-        norm::rms_norm(self.context, hidden, &layer.attention_norm, config.rms_eps, normed)?;
+        norm::rms_norm(
+            self.context,
+            hidden,
+            &layer.attention_norm,
+            config.rms_eps,
+            normed,
+        )?;
         let mut jobs = [
-            MatmulJob { weights: layer.q.weights(self.model), out: q },
-            MatmulJob { weights: layer.k.weights(self.model), out: k },
-            MatmulJob { weights: layer.v.weights(self.model), out: v },
+            MatmulJob {
+                weights: layer.q.weights(self.model),
+                out: q,
+            },
+            MatmulJob {
+                weights: layer.k.weights(self.model),
+                out: k,
+            },
+            MatmulJob {
+                weights: layer.v.weights(self.model),
+                out: v,
+            },
         ];
         matmul::matmul(self.context, &mut jobs, normed, n, &mut s.matmul)?;
-        for (rows, bias) in [(&mut *q, &layer.q_bias), (&mut *k, &layer.k_bias), (&mut *v, &layer.v_bias)] {
+        for (rows, bias) in [
+            (&mut *q, &layer.q_bias),
+            (&mut *k, &layer.k_bias),
+            (&mut *v, &layer.v_bias),
+        ] {
             if let Some(bias) = bias {
                 ops::add_bias(self.context.isa, rows, bias);
             }
@@ -195,12 +248,24 @@ impl Pass<'_> {
             let (start, tokens) = (chunk.table.len_tokens(), chunk.tokens.len());
             let mut done = 0;
             while done < tokens {
-                let (block, slot) = ((start + done) / layout.block_tokens(), (start + done) % layout.block_tokens());
+                let (block, slot) = (
+                    (start + done) / layout.block_tokens(),
+                    (start + done) % layout.block_tokens(),
+                );
                 let n = (layout.block_tokens() - slot).min(tokens - done);
                 let values = (row + done) * width..(row + done + n) * width;
                 let bytes = chunk.table.block_mut(block);
                 let (k, v) = (&self.s.k[values.clone()], &self.s.v[values]);
-                kv::write_kv_run(self.context.isa, &layout, KV_FORMAT, layer, bytes, slot, k, v);
+                kv::write_kv_run(
+                    self.context.isa,
+                    &layout,
+                    KV_FORMAT,
+                    layer,
+                    bytes,
+                    slot,
+                    k,
+                    v,
+                );
                 done += n;
             }
             row += tokens;
@@ -213,8 +278,14 @@ impl Pass<'_> {
         let blocks: Vec<Vec<KvBlock<'_>>> = batch
             .iter()
             .map(|chunk| {
-                let used = (chunk.table.len_tokens() + chunk.tokens.len()).div_ceil(chunk.table.block_tokens());
-                (0..used).map(|i| KvBlock { format: KV_FORMAT, bytes: chunk.table.block(i) }).collect()
+                let used = (chunk.table.len_tokens() + chunk.tokens.len())
+                    .div_ceil(chunk.table.block_tokens());
+                (0..used)
+                    .map(|i| KvBlock {
+                        format: KV_FORMAT,
+                        bytes: chunk.table.block(i),
+                    })
+                    .collect()
             })
             .collect();
         let sequences: Vec<AttentionSequence<'_>> = batch
@@ -237,7 +308,15 @@ impl Pass<'_> {
         let n = self.s.rows * config.q_size();
         let (q, out) = (&self.s.q[..n], &mut self.s.attended[..n]);
         let layout = self.model.kv_layout();
-        attention::attention(self.context, &layout, &shape, &sequences, q, out, &mut self.s.attention)
+        attention::attention(
+            self.context,
+            &layout,
+            &shape,
+            &sequences,
+            q,
+            out,
+            &mut self.s.attention,
+        )
     }
 
     /// Moves the rows whose logits are wanted to the front and forgets the others.
@@ -246,7 +325,9 @@ impl Pass<'_> {
         for (to, &from) in self.rows.wanted.iter().enumerate() {
             let (h, q) = (config.hidden_size, config.q_size());
             self.s.hidden.copy_within(from * h..(from + 1) * h, to * h);
-            self.s.attended.copy_within(from * q..(from + 1) * q, to * q);
+            self.s
+                .attended
+                .copy_within(from * q..(from + 1) * q, to * q);
         }
         self.s.rows = self.rows.wanted.len();
     }
@@ -256,12 +337,29 @@ impl Pass<'_> {
         let config = self.model.config();
         let (n, s) = (self.s.rows, &mut *self.s);
         let out = &mut s.projected[..n * config.hidden_size];
-        let mut jobs = [MatmulJob { weights: layer.output.weights(self.model), out }];
-        matmul::matmul(self.context, &mut jobs, &s.attended[..n * config.q_size()], n, &mut s.matmul)?;
+        let mut jobs = [MatmulJob {
+            weights: layer.output.weights(self.model),
+            out,
+        }];
+        matmul::matmul(
+            self.context,
+            &mut jobs,
+            &s.attended[..n * config.q_size()],
+            n,
+            &mut s.matmul,
+        )?;
         if let Some(bias) = &layer.output_bias {
-            ops::add_bias(self.context.isa, &mut s.projected[..n * config.hidden_size], bias);
+            ops::add_bias(
+                self.context.isa,
+                &mut s.projected[..n * config.hidden_size],
+                bias,
+            );
         }
-        ops::add(self.context, &mut s.hidden[..n * config.hidden_size], &s.projected[..n * config.hidden_size])
+        ops::add(
+            self.context,
+            &mut s.hidden[..n * config.hidden_size],
+            &s.projected[..n * config.hidden_size],
+        )
     }
 
     /// hidden += down(silu(gate(x)) * up(x)), x being the normalized hidden rows.
@@ -270,16 +368,31 @@ impl Pass<'_> {
         let (n, s) = (self.s.rows, &mut *self.s);
         let (wide, width) = (n * config.ffn_size, n * config.hidden_size);
         let normed = &mut s.normed[..width];
-        norm::rms_norm(self.context, &s.hidden[..width], &layer.ffn_norm, config.rms_eps, normed)?;
+        norm::rms_norm(
+            self.context,
+            &s.hidden[..width],
+            &layer.ffn_norm,
+            config.rms_eps,
+            normed,
+        )?;
         let (gate, up) = (&mut s.gate[..wide], &mut s.up[..wide]);
         let mut jobs = [
-            MatmulJob { weights: layer.gate.weights(self.model), out: gate },
-            MatmulJob { weights: layer.up.weights(self.model), out: up },
+            MatmulJob {
+                weights: layer.gate.weights(self.model),
+                out: gate,
+            },
+            MatmulJob {
+                weights: layer.up.weights(self.model),
+                out: up,
+            },
         ];
         matmul::matmul(self.context, &mut jobs, normed, n, &mut s.matmul)?;
         ops::swiglu(self.context, gate, up)?;
         let out = &mut s.projected[..width];
-        let mut jobs = [MatmulJob { weights: layer.down.weights(self.model), out }];
+        let mut jobs = [MatmulJob {
+            weights: layer.down.weights(self.model),
+            out,
+        }];
         matmul::matmul(self.context, &mut jobs, gate, n, &mut s.matmul)?;
         ops::add(self.context, &mut s.hidden[..width], &s.projected[..width])
     }
@@ -293,9 +406,18 @@ impl Pass<'_> {
         }
         let normed = &mut s.normed[..n * config.hidden_size];
         let hidden = &s.hidden[..n * config.hidden_size];
-        norm::rms_norm(self.context, hidden, self.model.output_norm(), config.rms_eps, normed)?;
+        norm::rms_norm(
+            self.context,
+            hidden,
+            self.model.output_norm(),
+            config.rms_eps,
+            normed,
+        )?;
         let out = &mut s.logits[..n * config.vocab_size];
-        let mut jobs = [MatmulJob { weights: self.model.output().weights(self.model), out }];
+        let mut jobs = [MatmulJob {
+            weights: self.model.output().weights(self.model),
+            out,
+        }];
         matmul::matmul(self.context, &mut jobs, normed, n, &mut s.matmul)
     }
 }

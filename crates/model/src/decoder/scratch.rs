@@ -5,8 +5,8 @@ use neap_kernels::kv::KvLayout;
 use neap_kernels::matmul::MatmulScratch;
 use neap_memory::{Budget, Buffer, Charge, ChargeKind, OverBudget};
 
-use super::weights::Model;
 use super::DecoderLimits;
+use super::weights::Model;
 use crate::config::ModelConfig;
 
 /// Buffers of `[rows, width]` values; `rows` says how many rows are in use.
@@ -55,18 +55,33 @@ impl Scratch {
             angles: buffer(n * model.rope().row_len())?,
             matmul: MatmulScratch::default(),
             attention: AttentionScratch::default(),
-            _kernels: budget.try_charge(ChargeKind::Scratch, kernel_bytes(config, &model.kv_layout(), limits, threads))?,
+            _kernels: budget.try_charge(
+                ChargeKind::Scratch,
+                kernel_bytes(config, &model.kv_layout(), limits, threads),
+            )?,
         })
     }
 
     /// Bytes that `new` charges at most.
-    pub fn bytes_needed(config: &ModelConfig, layout: &KvLayout, limits: DecoderLimits, threads: usize) -> u64 {
+    pub fn bytes_needed(
+        config: &ModelConfig,
+        layout: &KvLayout,
+        limits: DecoderLimits,
+        threads: usize,
+    ) -> u64 {
         let n = limits.batch_tokens;
-        let (h, q, kv, f) = (config.hidden_size, config.q_size(), config.kv_size(), config.ffn_size);
+        let (h, q, kv, f) = (
+            config.hidden_size,
+            config.q_size(),
+            config.kv_size(),
+            config.ffn_size,
+        );
         // Interleaved layouts hold every cosine and sine twice.
         let angles = 2 * config.rope.dims;
         let lengths = [h, h, q, kv, kv, q, h, f, f, angles].map(|width| n * width);
-        let values = lengths.into_iter().chain([limits.logit_rows * config.vocab_size]);
+        let values = lengths
+            .into_iter()
+            .chain([limits.logit_rows * config.vocab_size]);
         let bytes = |len: usize| Buffer::<f32>::charged_bytes_for(len).unwrap_or(usize::MAX) as u64;
         let kernels = kernel_bytes(config, layout, limits, threads);
         values.map(bytes).fold(kernels, u64::saturating_add)
@@ -75,10 +90,16 @@ impl Scratch {
 
 /// Bytes that the kernels hold between steps: quantized activations, packing tiles, partial softmax
 /// states.
-fn kernel_bytes(config: &ModelConfig, layout: &KvLayout, limits: DecoderLimits, threads: usize) -> u64 {
+fn kernel_bytes(
+    config: &ModelConfig,
+    layout: &KvLayout,
+    limits: DecoderLimits,
+    threads: usize,
+) -> u64 {
     let n = limits.batch_tokens;
     let widest = config.hidden_size.max(config.ffn_size).max(config.q_size());
     let matmul = MatmulScratch::bytes_needed(n, widest, threads);
-    let attention = AttentionScratch::bytes_needed(layout, config.heads, n, config.context_length, threads);
+    let attention =
+        AttentionScratch::bytes_needed(layout, config.heads, n, config.context_length, threads);
     matmul.saturating_add(attention) as u64
 }

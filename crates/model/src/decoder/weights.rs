@@ -115,7 +115,15 @@ pub(super) struct LayerWeights {
 
 impl LayerWeights {
     fn matrices(&self) -> [&Matrix; 7] {
-        [&self.q, &self.k, &self.v, &self.output, &self.gate, &self.up, &self.down]
+        [
+            &self.q,
+            &self.k,
+            &self.v,
+            &self.output,
+            &self.gate,
+            &self.up,
+            &self.down,
+        ]
     }
 }
 
@@ -142,7 +150,11 @@ impl Model {
     /// # Errors
     /// When a tensor is missing, misshapen or holds values that are no numbers, or the budget has no
     /// room.
-    pub fn load(source: Arc<ModelSource>, budget: &Budget, mut options: LoadOptions<'_>) -> Result<Self, LoadError> {
+    pub fn load(
+        source: Arc<ModelSource>,
+        budget: &Budget,
+        mut options: LoadOptions<'_>,
+    ) -> Result<Self, LoadError> {
         let repack = match options.repack {
             Repack::Always => true,
             Repack::Never => false,
@@ -156,13 +168,19 @@ impl Model {
             budget,
             charge: budget.try_charge(ChargeKind::Weights, 0)?,
             repack,
-            progress: LoadProgress { done_bytes: 0, total_bytes },
+            progress: LoadProgress {
+                done_bytes: 0,
+                total_bytes,
+            },
             options: &mut options,
         };
         // Rows of the embedding are looked up one by one: it stays as it is in the file, unless it is
         // the output matrix too.
-        let embedding = loader.matrix(TensorName::TokenEmbedding, repack && config.tied_embeddings)?;
-        let layers = (0..config.layers).map(|l| loader.layer(l)).collect::<Result<_, _>>()?;
+        let embedding =
+            loader.matrix(TensorName::TokenEmbedding, repack && config.tied_embeddings)?;
+        let layers = (0..config.layers)
+            .map(|l| loader.layer(l))
+            .collect::<Result<_, _>>()?;
         let output_norm = loader.vector(TensorName::OutputNorm)?;
         let output = match config.tied_embeddings {
             true => None,
@@ -182,7 +200,11 @@ impl Model {
             charge,
             panel_bytes: 0,
         };
-        model.panel_bytes = model.matrices().filter_map(|m| m.panels.as_ref()).map(Buffer::charged_bytes).sum();
+        model.panel_bytes = model
+            .matrices()
+            .filter_map(|m| m.panels.as_ref())
+            .map(Buffer::charged_bytes)
+            .sum();
         Ok(model)
     }
 
@@ -213,13 +235,19 @@ impl Model {
 
     /// The bytes of a tensor that was found when the model was loaded.
     fn bytes(&self, name: TensorName) -> &[u8] {
-        self.source.optional(name).expect("found when the model was loaded").bytes
+        self.source
+            .optional(name)
+            .expect("found when the model was loaded")
+            .bytes
     }
 
     pub(super) fn embed(&self, token: usize, out: &mut [f32]) {
-        let Matrix { format, rows, cols, .. } = self.embedding;
+        let Matrix {
+            format, rows, cols, ..
+        } = self.embedding;
         let rows = MatrixRef::new(format, rows, cols, self.bytes(TensorName::TokenEmbedding));
-        rows.expect("lengths were checked when the model was loaded").dequantize_row(token, out);
+        rows.expect("lengths were checked when the model was loaded")
+            .dequantize_row(token, out);
     }
 
     pub(super) fn layers(&self) -> &[LayerWeights] {
@@ -239,7 +267,11 @@ impl Model {
     }
 
     fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        self.layers.iter().flat_map(LayerWeights::matrices).chain([&self.embedding]).chain(&self.output)
+        self.layers
+            .iter()
+            .flat_map(LayerWeights::matrices)
+            .chain([&self.embedding])
+            .chain(&self.output)
     }
 }
 
@@ -266,12 +298,21 @@ pub fn kv_block_bytes(config: &ModelConfig) -> Result<usize, KvLayoutError> {
 pub fn panel_bytes(source: &ModelSource) -> u64 {
     let config = source.config();
     let bytes = |name: TensorName| {
-        let Some(tensor) = source.optional(name) else { return 0 };
+        let Some(tensor) = source.optional(name) else {
+            return 0;
+        };
         let packed = matrix::panel_bytes(tensor.format, tensor.rows(), tensor.cols());
-        let kept = tensor.shape.len() == 1 || (name == TensorName::TokenEmbedding && !config.tied_embeddings);
-        if kept { tensor.bytes.len() as u64 } else { packed as u64 }
+        let kept = tensor.shape.len() == 1
+            || (name == TensorName::TokenEmbedding && !config.tied_embeddings);
+        if kept {
+            tensor.bytes.len() as u64
+        } else {
+            packed as u64
+        }
     };
-    TensorName::all(config).map(bytes).fold(0, u64::saturating_add)
+    TensorName::all(config)
+        .map(bytes)
+        .fold(0, u64::saturating_add)
 }
 
 struct Loader<'a, 'b> {
@@ -306,18 +347,26 @@ impl Loader<'_, '_> {
         })
     }
 
-    fn optional(&mut self, layer: usize, tensor: LayerTensor) -> Result<Option<Vec<f32>>, LoadError> {
+    fn optional(
+        &mut self,
+        layer: usize,
+        tensor: LayerTensor,
+    ) -> Result<Option<Vec<f32>>, LoadError> {
         let wanted = tensor.is_part_of(self.source.config());
-        wanted.then(|| self.vector(TensorName::Layer(layer, tensor))).transpose()
+        wanted
+            .then(|| self.vector(TensorName::Layer(layer, tensor)))
+            .transpose()
     }
 
     /// A norm or bias, as f32.
     fn vector(&mut self, name: TensorName) -> Result<Vec<f32>, LoadError> {
         let tensor = self.source.tensor(name)?;
         tensor.validate_finite()?;
-        self.charge.resize(self.charge.bytes() + (tensor.len() * size_of::<f32>()) as u64)?;
+        self.charge
+            .resize(self.charge.bytes() + (tensor.len() * size_of::<f32>()) as u64)?;
         let mut values = vec![0.0; tensor.len()];
-        MatrixRef::new(tensor.format, 1, tensor.len(), tensor.bytes)?.dequantize_row(0, &mut values);
+        MatrixRef::new(tensor.format, 1, tensor.len(), tensor.bytes)?
+            .dequantize_row(0, &mut values);
         self.advance(tensor.bytes.len());
         Ok(values)
     }
@@ -332,17 +381,27 @@ impl Loader<'_, '_> {
         if repack {
             self.source.done_with(&tensor);
         } else {
-            self.charge.resize(self.charge.bytes() + tensor.bytes.len() as u64)?;
+            self.charge
+                .resize(self.charge.bytes() + tensor.bytes.len() as u64)?;
         }
         self.advance(tensor.bytes.len());
-        Ok(Matrix { name, rows, cols, format, panels })
+        Ok(Matrix {
+            name,
+            rows,
+            cols,
+            format,
+            panels,
+        })
     }
 
     fn pack(&self, view: MatrixRef<'_>) -> Result<Buffer<u8>, LoadError> {
         let bytes = matrix::panel_bytes(view.format(), view.rows(), view.cols());
         let mut panels = Buffer::zeroed(self.budget, ChargeKind::Weights, bytes)?;
         panels.advise_huge();
-        let context = Context { isa: self.options.isa, pool: self.options.pool };
+        let context = Context {
+            isa: self.options.isa,
+            pool: self.options.pool,
+        };
         matrix::pack(context, view, &mut panels)?;
         Ok(panels)
     }
