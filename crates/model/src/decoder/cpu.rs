@@ -174,10 +174,9 @@ impl Pass<'_> {
     fn embed(&mut self, batch: &[SequenceChunk<'_>]) {
         let width = self.model.config().hidden_size;
         self.s.rows = self.rows.positions.len();
-        let tokens = batch.iter().flat_map(|chunk| chunk.tokens);
-        for (&token, row) in tokens.zip(self.s.hidden.chunks_exact_mut(width)) {
-            self.model.embed(token as usize, row);
-        }
+        let tokens = batch.iter().flat_map(|chunk| chunk.tokens).copied();
+        self.model
+            .embed(tokens, &mut self.s.hidden[..self.s.rows * width]);
         let rope = self.model.rope();
         rope.fill(
             &self.rows.positions,

@@ -241,13 +241,20 @@ impl Model {
             .bytes
     }
 
-    pub(super) fn embed(&self, token: usize, out: &mut [f32]) {
-        let Matrix {
-            format, rows, cols, ..
-        } = self.embedding;
-        let rows = MatrixRef::new(format, rows, cols, self.bytes(TensorName::TokenEmbedding));
-        rows.expect("lengths were checked when the model was loaded")
-            .dequantize_row(token, out);
+    /// Writes the embedding of each token, `[tokens, hidden_size]`, into `out`.
+    pub(super) fn embed(&self, tokens: impl Iterator<Item = u32>, out: &mut [f32]) {
+        let Some(tensor) = self.source.optional(TensorName::TokenEmbedding) else {
+            unreachable!("found when the model was loaded")
+        };
+        let rows = MatrixRef::new(tensor.format, tensor.rows(), tensor.cols(), tensor.bytes)
+            .expect("lengths were checked when the model was loaded");
+        for (token, row) in tokens.zip(out.chunks_exact_mut(tensor.cols())) {
+            rows.dequantize_row(token as usize, row);
+        }
+        if self.embedding.panels.is_some() {
+            // Only the panels are charged: the pages of the file that were touched go back.
+            self.source.done_with(&tensor);
+        }
     }
 
     pub(super) fn layers(&self) -> &[LayerWeights] {
