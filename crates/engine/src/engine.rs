@@ -50,6 +50,7 @@ pub struct Engine<D> {
     waiting: Vec<Sequence>,
     next_id: u64,
     steps: u64,
+    preemptions: u64,
     /// The caller's clock at the last step.
     now_ms: u64,
 }
@@ -91,6 +92,7 @@ impl<D: Decoder> Engine<D> {
             waiting: Vec::new(),
             next_id: 0,
             steps: 0,
+            preemptions: 0,
             now_ms: 0,
         }
     }
@@ -194,6 +196,16 @@ impl<D: Decoder> Engine<D> {
     /// Lets every cached block in RAM go that no running sequence uses: to disk, if there is a disk level.
     pub fn clear_cache(&mut self) {
         self.cache.free(u64::MAX, Occasion::Shrink, self.now_ms);
+    }
+
+    /// The prefix cache, to be looked at.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
+    /// Sequences that gave their blocks up for others so far.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
     }
 
     /// The prefix cache, for what goes beyond running: sessions, decisions, costs.
@@ -339,6 +351,7 @@ impl<D: Decoder> Engine<D> {
                 "preempted"
             );
             sequence.preempt(&mut self.cache, self.now_ms);
+            self.preemptions += 1;
             self.enqueue(sequence);
         }
         self.running.sort_by_key(Sequence::rank);
