@@ -1,4 +1,4 @@
-//! Licences of the dependencies against the list in `deny.toml`, without anything installed.
+//! Licences and sources of the dependencies against `deny.toml`, without anything installed.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -28,10 +28,13 @@ pub fn run() -> Result<String, String> {
     }
     let listing = String::from_utf8_lossy(&output.stdout);
     let packages: BTreeSet<&str> = listing.lines().filter(|line| !line.is_empty()).collect();
-    let bad: Vec<String> = packages
+    let lock = std::fs::read_to_string(crate::tree::root().join("Cargo.lock"))
+        .map_err(|error| format!("Cargo.lock: {error}"))?;
+    let mut bad: Vec<String> = packages
         .iter()
         .filter_map(|line| problem(line, &allowed))
         .collect();
+    bad.extend(foreign_sources(&lock));
     if bad.is_empty() {
         Ok(format!(
             "licences: {} packages, all allowed",
@@ -40,6 +43,16 @@ pub fn run() -> Result<String, String> {
     } else {
         Err(bad.join("\n"))
     }
+}
+
+/// Sources in a lock file that are not crates.io.
+fn foreign_sources(lock: &str) -> Vec<String> {
+    const CRATES_IO: &str = "source = \"registry+https://github.com/rust-lang/crates.io-index\"";
+    let sources = lock.lines().filter(|line| line.starts_with("source = "));
+    let foreign = sources.filter(|line| *line != CRATES_IO);
+    foreign
+        .map(|line| format!("Cargo.lock: {line}: only crates.io is allowed"))
+        .collect()
 }
 
 /// The strings of `allow = [ … ]` under `[licenses]`.
@@ -158,6 +171,15 @@ mod tests {
         ] {
             assert!(!accepts(bad, &list()), "{bad}");
         }
+    }
+
+    #[test]
+    fn only_crates_io_is_a_good_source() {
+        let good =
+            "name = \"a\"\nsource = \"registry+https://github.com/rust-lang/crates.io-index\"\n";
+        assert_eq!(foreign_sources(good), [""; 0]);
+        let bad = "source = \"git+https://example.org/a\"\nsource = \"registry+https://example.org/index\"\n";
+        assert_eq!(foreign_sources(bad).len(), 2);
     }
 
     #[test]

@@ -13,7 +13,7 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   tidy [--lower]   check the rules of the tree; --lower writes smaller numbers into xtask/ratchet.txt
-  licences         check the licence of every dependency against deny.toml
+  licences         check the licence and the source of every dependency against deny.toml
   ci               run the lanes of .ci/run
 ";
 
