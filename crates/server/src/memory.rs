@@ -1,0 +1,169 @@
+//! The memory over HTTP: what it holds and why, and the budget that can be changed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use neap_memory::pressure::decide::Reason;
+use neap_memory::{Budget, ChargeKind};
+use serde_json::{Map, Value, json};
+
+use crate::app::App;
+use crate::auth::Peer;
+use crate::error::{ApiError, json_response};
+use crate::fields::{Fields, parse_size};
+use crate::metrics;
+
+/// `GET /memory`.
+pub async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let peer = request.extensions().get::<Peer>();
+    app.keys.admin(request.headers(), peer)?;
+    app.engine.refresh().await;
+    Ok(json_response(StatusCode::OK, &describe(&app)))
+}
+
+/// `PUT /memory/budget` with `{"bytes": 1073741824}` or `{"bytes": "1GiB"}`.
+pub async fn set_budget(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let peer = request.extensions().get::<Peer>();
+    app.keys.admin(request.headers(), peer)?;
+    let body = app.read_json(request).await?;
+    let bytes = wanted_bytes(&body)?;
+    let least = least_bytes(&app);
+    if bytes < least {
+        let message = format!(
+            "`bytes` must be at least {least}: weights, scratch and one block of keys and values"
+        );
+        return Err(ApiError::field("bytes", message));
+    }
+    match &app.pressure {
+        Some(watch) => {
+            watch.set_operator_limit(bytes);
+            wait_for_limit(&app.budget, bytes).await;
+        }
+        None => {
+            app.budget.set_limit(bytes);
+        }
+    }
+    app.engine.refresh().await;
+    Ok(json_response(StatusCode::OK, &describe(&app)))
+}
+
+fn wanted_bytes(body: &Value) -> Result<u64, ApiError> {
+    let fields = Fields::of(body)?;
+    let must = "a number of bytes, or a size such as \"512MiB\" or \"2GiB\"";
+    let wrong = || fields.wrong("bytes", must);
+    match fields.value("bytes").ok_or_else(wrong)? {
+        Value::String(text) => parse_size(text).ok_or_else(wrong),
+        number => number.as_u64().ok_or_else(wrong),
+    }
+}
+
+/// What can't be given back, and one block to run at all.
+fn least_bytes(app: &App) -> u64 {
+    let ledger = app.budget.snapshot();
+    let fixed = ledger.charged - ledger.of_kind(ChargeKind::Kv);
+    fixed + app.engine.shared.report().block_bytes
+}
+
+/// The watch follows within one reading. It may set less, where the system has not so much.
+async fn wait_for_limit(budget: &Budget, bytes: u64) {
+    for _ in 0..50 {
+        if budget.limit() == bytes {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Everything that `/memory` tells.
+fn describe(app: &App) -> Value {
+    let ledger = app.budget.snapshot();
+    let report = app.engine.shared.report();
+    let kinds: Map<String, Value> = ChargeKind::ALL
+        .iter()
+        .map(|&kind| (kind.name().to_owned(), ledger.of_kind(kind).into()))
+        .collect();
+    let cache = &report.cache;
+    let pool = report.pool.map(|p| {
+        json!({
+            "held_blocks": p.held_blocks,
+            "held_bytes": p.held_bytes,
+            "kept_bytes": p.kept_bytes,
+            "mapped_bytes": p.mapped_bytes,
+            "block_bytes": report.block_bytes,
+            "block_tokens": report.block_tokens,
+        })
+    });
+    let decisions: Vec<Value> = report.decisions.iter().map(|d| d.to_json()).collect();
+    let requests: Vec<Value> = report.requests.iter().map(|r| json!({
+        "id": r.id, "prompt_tokens": r.prompt_tokens, "new_tokens": r.new_tokens, "age_ms": r.age_ms,
+    })).collect();
+    json!({
+        "model": app.model.id,
+        "budget": {
+            "limit_bytes": ledger.limit,
+            "soft_limit_bytes": ledger.soft_limit,
+            "charged_bytes": ledger.charged,
+            "peak_charged_bytes": ledger.peak_charged,
+            "least_bytes": least_bytes(app),
+            "refusals": ledger.refusals,
+            "by_kind": kinds,
+        },
+        "rss_bytes": metrics::rss_bytes(),
+        "kv_usage": metrics::kv_usage(&report, &app.budget),
+        "cache": {
+            "blocks": report.cached_blocks,
+            "freeable_bytes": report.freeable_bytes,
+            "asked_tokens": cache.asked_tokens,
+            "hot_hit_tokens": cache.hot_hit_tokens,
+            "packed_hit_tokens": cache.packed_hit_tokens,
+            "disk_hit_tokens": cache.disk_hit_tokens,
+            "packed_blocks": cache.packed_blocks,
+            "spilled_blocks": cache.spilled_blocks,
+            "dropped_blocks": cache.dropped_blocks,
+            "failed_blocks": cache.failed_blocks,
+        },
+        "pool": pool,
+        "engine": {
+            "running": report.running,
+            "waiting": report.waiting,
+            "steps": report.steps,
+            "preemptions": report.preemptions,
+            "generation_tokens": app.engine.shared.metrics.generation_tokens.get(),
+            "requests": requests,
+        },
+        "decisions": decisions,
+        "limit_changes": limit_changes(app),
+    })
+}
+
+/// Why the limit is what it is, latest first.
+fn limit_changes(app: &App) -> Vec<Value> {
+    let log = app.pressure.as_ref().map_or_else(Vec::new, |w| w.log());
+    let entries = log.iter().rev().take(32).map(|entry| {
+        let reason = match entry.decision.reason {
+            Reason::Steady => "steady".to_owned(),
+            Reason::Operator => "set by the operator".to_owned(),
+            Reason::Capacity(bound) => format!("the system leaves less ({bound:?})"),
+            Reason::Stall { percent } => {
+                format!("tasks wait for memory {percent:.1} % of the time")
+            }
+            Reason::LimitEvents { count } => {
+                format!("the container reached its memory limit {count} times")
+            }
+            Reason::Room => "there is room again".to_owned(),
+        };
+        json!({
+            "since_start_ms": entry.at_ms,
+            "before_bytes": entry.before,
+            "after_bytes": entry.decision.target,
+            "reason": reason,
+        })
+    });
+    entries.collect()
+}

@@ -1,0 +1,127 @@
+//! `/v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use neap_model::chat::{ChatMessage, RenderOptions};
+use neap_model::tokenizer::EncodeOptions;
+use serde_json::{Map, Value};
+
+use super::answer::Shape;
+use super::params::{Params, refuse_unsupported};
+use super::{Generation, blocking, respond};
+use crate::app::App;
+use crate::auth::Peer;
+use crate::error::ApiError;
+use crate::fields::Fields;
+
+/// Most likely tokens that can be asked for at most.
+const MAX_TOP_LOGPROBS: u64 = 20;
+
+/// `POST /v1/chat/completions`.
+pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let tenant = app.keys.tenant(request.headers())?;
+    let peer = request.extensions().get::<Peer>().cloned();
+    let body = app.read_json(request).await?;
+    let shared = Arc::clone(&app);
+    let generation = blocking(move || read(&shared, &body, tenant)).await?;
+    respond(app, generation, peer).await
+}
+
+fn read(app: &App, body: &Value, tenant: String) -> Result<Generation, ApiError> {
+    let fields = Fields::of(body)?;
+    let params = Params::read(&fields, &app.model.id)?;
+    refuse_unsupported(&fields)?;
+    let top = fields.integer("top_logprobs", 0..=MAX_TOP_LOGPROBS)?;
+    let top_logprobs = match (fields.flag("logprobs")?, top) {
+        (true, top) => Some(top.unwrap_or(0) as usize),
+        (false, None | Some(0)) => None,
+        (false, Some(_)) => return Err(fields.wrong("top_logprobs", "left out without `logprobs`")),
+    };
+    let messages = messages(&fields)?;
+    Ok(Generation {
+        shape: Shape::Chat,
+        params,
+        prompts: vec![prompt_tokens(app, &messages)?],
+        top_logprobs,
+        echo: Vec::new(),
+        tenant,
+    })
+}
+
+/// The conversation.
+pub fn messages(fields: &Fields<'_>) -> Result<Vec<ChatMessage>, ApiError> {
+    let list = fields
+        .list("messages")?
+        .filter(|list| !list.is_empty())
+        .ok_or_else(|| fields.wrong("messages", "a list of at least one message"))?;
+    list.iter().enumerate().map(message).collect()
+}
+
+fn message((index, value): (usize, &Value)) -> Result<ChatMessage, ApiError> {
+    let at = |field: &str| format!("messages[{index}]{field}");
+    let wrong = |field: &str, must: &str| {
+        let name = at(field);
+        let message = format!("`{name}` must be {must}");
+        ApiError::field(name, message)
+    };
+    let map = value.as_object().ok_or_else(|| wrong("", "an object"))?;
+    let role = map
+        .get("role")
+        .and_then(Value::as_str)
+        .ok_or_else(|| wrong(".role", "a string"))?;
+    let content = match map.get("content") {
+        Some(Value::String(text)) => text.clone(),
+        // An answer that only called tools has none.
+        None | Some(Value::Null) if role == "assistant" => String::new(),
+        Some(Value::Array(parts)) => {
+            let texts = parts.iter().map(text_part);
+            texts
+                .collect::<Option<String>>()
+                .ok_or_else(|| wrong(".content", "a string or a list of text parts"))?
+        }
+        _ => return Err(wrong(".content", "a string or a list of text parts")),
+    };
+    // Newer clients call the system's role so; templates know the older name.
+    let role = if role == "developer" { "system" } else { role };
+    let mut message = ChatMessage::new(role, content);
+    message.fields = other_fields(map);
+    Ok(message)
+}
+
+fn text_part(part: &Value) -> Option<&str> {
+    match part.get("type")?.as_str()? {
+        "text" | "input_text" => part.get("text")?.as_str(),
+        _ => None,
+    }
+}
+
+fn other_fields(map: &Map<String, Value>) -> Map<String, Value> {
+    let others = map
+        .iter()
+        .filter(|(name, value)| !matches!(name.as_str(), "role" | "content") && !value.is_null());
+    others.map(|(n, v)| (n.clone(), v.clone())).collect()
+}
+
+/// The conversation as the model reads it.
+pub fn prompt_tokens(app: &App, messages: &[ChatMessage]) -> Result<Vec<u32>, ApiError> {
+    let options = RenderOptions {
+        add_generation_prompt: true,
+        ..RenderOptions::default()
+    };
+    let refuse = |why: String| ApiError::field("messages", why);
+    let prompt = app
+        .model
+        .template
+        .render(messages, &options)
+        .map_err(|why| refuse(why.to_string()))?;
+    let options = EncodeOptions {
+        add_bos: true,
+        parse_special: true,
+    };
+    app.model
+        .tokenizer
+        .encode(&prompt, options)
+        .map_err(|why| refuse(why.to_string()))
+}

@@ -1,0 +1,389 @@
+//! The engine on its own thread: requests come in by one bounded channel, events go back by one
+//! bounded channel for each call.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use neap_engine::{Engine, Event, FinishReason, Request, RequestId};
+use neap_model::decoder::Decoder;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+use crate::report::{Report, RunningRequest};
+
+/// Events that may wait for one call. A reader so far behind has left or will never catch up.
+const EVENTS_PER_CALL: usize = 4096;
+/// Calls that may wait for the engine to look at them.
+const CALLS_IN_FLIGHT: usize = 256;
+/// How often an idle engine looks whether the budget shrank.
+const IDLE_TICK: Duration = Duration::from_millis(100);
+/// How often the engine's figures are published while it works.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+
+/// An event, with the index of the request within its call.
+pub type Indexed = (usize, Event);
+
+/// Requests that belong together: all are taken in, or none.
+struct Call {
+    requests: Vec<Request>,
+    events: mpsc::Sender<Indexed>,
+    reply: oneshot::Sender<Result<(), ApiError>>,
+    arrived: Instant,
+}
+
+enum Message {
+    Call(Call),
+    /// Publish figures now, then answer.
+    Publish(oneshot::Sender<()>),
+    /// Cancel everything and end.
+    Stop,
+}
+
+/// What both sides see.
+#[derive(Default)]
+pub struct Shared {
+    /// Nothing new is taken in.
+    pub draining: AtomicBool,
+    /// The thread has ended.
+    pub ended: AtomicBool,
+    /// Requests in the engine.
+    pub active: AtomicUsize,
+    /// The latest figures.
+    pub report: Mutex<Report>,
+    /// Counters and histograms.
+    pub metrics: Metrics,
+}
+
+impl Shared {
+    /// A copy of the latest figures.
+    pub fn report(&self) -> Report {
+        self.report
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// The way to the engine's thread.
+pub struct Handle {
+    messages: SyncSender<Message>,
+    /// What both sides see.
+    pub shared: Arc<Shared>,
+}
+
+impl Handle {
+    /// Starts the thread. At most `max_active` requests are in the engine, running and waiting.
+    ///
+    /// # Errors
+    /// If the system has no thread to give.
+    pub fn spawn<D: Decoder + Send + 'static>(
+        engine: Engine<D>,
+        max_active: usize,
+    ) -> std::io::Result<Self> {
+        let (messages, inbox) = sync_channel(CALLS_IN_FLIGHT);
+        let shared = Arc::new(Shared::default());
+        let worker = Worker {
+            engine,
+            inbox,
+            shared: Arc::clone(&shared),
+            active: HashMap::new(),
+            max_active,
+            published: Instant::now(),
+        };
+        worker.publish();
+        std::thread::Builder::new()
+            .name("neap-engine".into())
+            .spawn(move || worker.run())?;
+        Ok(Self { messages, shared })
+    }
+
+    /// Hands requests to the engine. Dropping the receiver takes them back.
+    ///
+    /// # Errors
+    /// What to tell the client.
+    pub async fn submit(
+        &self,
+        requests: Vec<Request>,
+    ) -> Result<mpsc::Receiver<Indexed>, ApiError> {
+        if self.shared.draining.load(Ordering::Relaxed) {
+            return Err(ApiError::unavailable("the server is shutting down"));
+        }
+        let (events, receiver) = mpsc::channel(EVENTS_PER_CALL);
+        let (reply, answer) = oneshot::channel();
+        let call = Call {
+            requests,
+            events,
+            reply,
+            arrived: Instant::now(),
+        };
+        self.messages
+            .try_send(Message::Call(call))
+            .map_err(|why| match why {
+                TrySendError::Full(_) => ApiError::busy(),
+                TrySendError::Disconnected(_) => gone(),
+            })?;
+        answer.await.map_err(|_| gone())??;
+        Ok(receiver)
+    }
+
+    /// Has the figures published; waits for it, but not for long.
+    pub async fn refresh(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.messages.try_send(Message::Publish(reply)).is_ok() {
+            let _ = tokio::time::timeout(Duration::from_millis(200), answer).await;
+        }
+    }
+
+    /// Cancels everything; the thread ends.
+    pub fn stop(&self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+        // A full channel means a thread that is busy: it looks again after its step.
+        let mut message = Message::Stop;
+        while let Err(TrySendError::Full(back)) = self.messages.try_send(message) {
+            message = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn gone() -> ApiError {
+    ApiError::unavailable("the engine has ended")
+}
+
+/// One request in the engine.
+struct Active {
+    index: usize,
+    events: mpsc::Sender<Indexed>,
+    arrived: Instant,
+    last_token: Option<Instant>,
+    prompt_tokens: usize,
+    new_tokens: usize,
+}
+
+struct Worker<D> {
+    engine: Engine<D>,
+    inbox: Receiver<Message>,
+    shared: Arc<Shared>,
+    active: HashMap<RequestId, Active>,
+    max_active: usize,
+    published: Instant,
+}
+
+/// Tells that the thread has ended, also by a panic.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+impl<D: Decoder> Worker<D> {
+    fn run(mut self) {
+        let _ended = Ended(Arc::clone(&self.shared));
+        loop {
+            if !self.take_messages() {
+                break;
+            }
+            self.cancel_abandoned();
+            let events = self.engine.step(clock_ms());
+            self.deliver(events);
+            if self.engine.is_idle() || self.published.elapsed() >= PUBLISH_EVERY {
+                self.publish();
+                self.published = Instant::now();
+            }
+        }
+        self.cancel_all();
+        // With a disk level, what the cache holds is found again after a restart.
+        self.engine.clear_cache();
+        self.publish();
+    }
+
+    /// Waits for a message if there is nothing to do. False: it is time to end.
+    fn take_messages(&mut self) -> bool {
+        let mut next = if self.engine.is_idle() {
+            match self.inbox.recv_timeout(IDLE_TICK) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.engine.cache_mut().shrink(clock_ms());
+                    None
+                }
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        } else {
+            self.inbox.try_recv().ok()
+        };
+        while let Some(message) = next {
+            match message {
+                Message::Call(call) => self.admit(call),
+                Message::Publish(reply) => {
+                    self.publish();
+                    let _ = reply.send(());
+                }
+                Message::Stop => return false,
+            }
+            next = self.inbox.try_recv().ok();
+        }
+        true
+    }
+
+    fn admit(&mut self, call: Call) {
+        let refusal = self.try_admit(&call).err();
+        if refusal.is_some() {
+            self.shared.metrics.refused.add(1);
+        }
+        // A client that has left shows itself by its events' channel.
+        let _ = call.reply.send(refusal.map_or(Ok(()), Err));
+    }
+
+    fn try_admit(&mut self, call: &Call) -> Result<(), ApiError> {
+        if self.active.len() + call.requests.len() > self.max_active {
+            return Err(ApiError::busy());
+        }
+        let mut ids = Vec::with_capacity(call.requests.len());
+        for (index, request) in call.requests.iter().enumerate() {
+            let prompt_tokens = request.prompt.len();
+            match self.engine.submit(request.clone()) {
+                Ok(id) => ids.push((id, index, prompt_tokens)),
+                Err(why) => {
+                    for (id, ..) in ids {
+                        self.engine.cancel(id);
+                    }
+                    return Err(why.into());
+                }
+            }
+        }
+        for (id, index, prompt_tokens) in ids {
+            let active = Active {
+                index,
+                events: call.events.clone(),
+                arrived: call.arrived,
+                last_token: None,
+                prompt_tokens,
+                new_tokens: 0,
+            };
+            self.active.insert(id, active);
+        }
+        self.count_active();
+        Ok(())
+    }
+
+    fn count_active(&self) {
+        self.shared
+            .active
+            .store(self.active.len(), Ordering::Relaxed);
+    }
+
+    /// Takes back what nobody reads any more.
+    fn cancel_abandoned(&mut self) {
+        let abandoned: Vec<RequestId> = self
+            .active
+            .iter()
+            .filter(|(_, a)| a.events.is_closed())
+            .map(|(&id, _)| id)
+            .collect();
+        for id in abandoned {
+            if let Some(event) = self.engine.cancel(id) {
+                self.deliver(vec![event]);
+            }
+        }
+    }
+
+    fn cancel_all(&mut self) {
+        let ids: Vec<RequestId> = self.active.keys().copied().collect();
+        let events = ids.into_iter().filter_map(|id| self.engine.cancel(id));
+        let events = events.collect();
+        self.deliver(events);
+    }
+
+    fn deliver(&mut self, events: Vec<Event>) {
+        let now = Instant::now();
+        let mut too_slow = Vec::new();
+        for event in events {
+            let id = match &event {
+                Event::Token { request, .. } | Event::Finished { request, .. } => *request,
+            };
+            let Some(active) = self.active.get_mut(&id) else {
+                continue;
+            };
+            let finished = matches!(event, Event::Finished { .. });
+            measure(&self.shared.metrics, active, &event, now);
+            if let Err(mpsc::error::TrySendError::Full(_)) =
+                active.events.try_send((active.index, event))
+            {
+                too_slow.push(id);
+            }
+            if finished {
+                self.active.remove(&id);
+            }
+        }
+        for id in too_slow {
+            tracing::warn!(request = id.0, "cancelled: nobody reads its events");
+            self.active.remove(&id);
+            if self.engine.cancel(id).is_some() {
+                self.shared.metrics.cancelled.add(1);
+            }
+        }
+        self.count_active();
+    }
+
+    fn publish(&self) {
+        let requests = self.active.iter().map(|(id, a)| RunningRequest {
+            id: id.0,
+            prompt_tokens: a.prompt_tokens,
+            new_tokens: a.new_tokens,
+            age_ms: a.arrived.elapsed().as_millis() as u64,
+        });
+        let report = Report::of(&self.engine, requests.collect());
+        *self
+            .shared
+            .report
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = report;
+    }
+}
+
+/// Times and counts.
+fn measure(metrics: &Metrics, active: &mut Active, event: &Event, now: Instant) {
+    match event {
+        Event::Token { .. } => {
+            active.new_tokens += 1;
+            metrics.generation_tokens.add(1);
+            match active.last_token.replace(now) {
+                None => metrics.first_token.observe(now - active.arrived),
+                Some(last) => metrics.between_tokens.observe(now - last),
+            }
+        }
+        Event::Finished { reason, usage, .. } => {
+            metrics.prompt_tokens.add(usage.prompt_tokens as u64);
+            metrics.cached_tokens.add(usage.cached_tokens as u64);
+            metrics
+                .recomputed_tokens
+                .add(usage.recomputed_tokens as u64);
+            metrics.whole_request.observe(now - active.arrived);
+            match reason {
+                FinishReason::EndOfText(_) | FinishReason::StopString(_) => &metrics.stopped,
+                FinishReason::Length | FinishReason::ContextFull => &metrics.at_length,
+                FinishReason::Cancelled => &metrics.cancelled,
+                FinishReason::OutOfBudget { .. } | FinishReason::Failed(_) => &metrics.failed,
+            }
+            .add(1);
+        }
+    }
+}
+
+/// Milliseconds since 1970 when the program first asked, going on steadily from there.
+fn clock_ms() -> u64 {
+    static START: OnceLock<(u64, Instant)> = OnceLock::new();
+    let (wall_ms, start) = START.get_or_init(|| {
+        let since_1970 = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        (since_1970.as_millis() as u64, Instant::now())
+    });
+    wall_ms + start.elapsed().as_millis() as u64
+}
