@@ -76,6 +76,15 @@ fn continues_a_text_with_the_shipped_model() {
     }
 }
 
+/// What llama.cpp and the script that trained the model say too (training/check_llama_cpp.py).
+#[test]
+fn tells_the_story_that_other_engines_tell() {
+    let told = text(&neap(&["run", "Once upon a time", "-n", "48", "--greedy"]).stdout);
+    let expected = "Once upon a time, there was a little boy named Walter. He liked to sing and dance. One day, \
+        Walter woke up early and walked to the lake.";
+    assert!(told.starts_with(expected), "{told}");
+}
+
 #[test]
 fn the_same_text_whatever_the_chunk_the_threads_and_the_packing() {
     let prompt =
