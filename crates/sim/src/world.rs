@@ -179,7 +179,7 @@ impl World {
             running: None,
             is_damaged: false,
             has_rot: false,
-            may_rot: seed % 2 == 0,
+            may_rot: seed.is_multiple_of(2),
             now_ms: 0,
             report: Report::default(),
         })
