@@ -30,6 +30,11 @@ pub enum Command {
     /// A message ends with the line. End a line with \ to go on in the next, or put several lines
     /// between """ and """. Ctrl-C stops an answer, Ctrl-D leaves. /help lists the commands.
     Chat(ChatArgs),
+    /// Serve a model over HTTP, with OpenAI's API.
+    ///
+    /// Without arguments, the small model inside neap is served on http://127.0.0.1:8080/, where a page shows what
+    /// the memory holds. SIGINT or SIGTERM end the server once what runs has finished.
+    Serve(ServeArgs),
     /// Show what a model file holds and what it will cost in memory.
     Inspect(InspectArgs),
     /// Measure speed and memory.
@@ -186,6 +191,51 @@ pub struct ChatArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Address to listen on; 0.0.0.0 for every machine that can reach this one.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub host: String,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(short, long, value_name = "PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// Sequences that run at once at most.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub parallel: u32,
+    /// Requests that wait for their turn at most; more are refused with 429.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_queue: u32,
+    /// A key that may use the API; cached prefixes of different keys are apart. May be repeated.
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Vec<String>,
+    /// A file of keys that may use the API, one a line: other users of the machine can see a command line.
+    #[arg(long, value_name = "PATH")]
+    pub api_key_file: Option<PathBuf>,
+    /// The key for /memory and /memory/budget; without one, only this machine may.
+    #[arg(long, value_name = "KEY")]
+    pub admin_key: Option<String>,
+    /// Name of the model in the API; that of its file if left out.
+    #[arg(long, value_name = "NAME")]
+    pub model_name: Option<String>,
+    /// A folder for blocks of the prefix cache that RAM has no room for; they outlive a restart.
+    #[arg(long, value_name = "PATH")]
+    pub disk: Option<PathBuf>,
+    /// Disk space for --disk.
+    #[arg(long, value_name = "SIZE", value_parser = bytes::parse, default_value = "4GiB", requires = "disk")]
+    pub disk_limit: u64,
+    /// Size of a request's body at most.
+    #[arg(long, value_name = "SIZE", value_parser = bytes::parse, default_value = "8MiB")]
+    pub max_body: u64,
+    /// Cancel a stream whose client takes nothing for so long.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub slow_client: u64,
+    /// Time for running requests to finish when the server is asked to end.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub grace: u64,
+    #[command(flatten)]
+    pub model: ModelArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct InspectArgs {
     /// A GGUF file or a Hugging Face folder; the small model inside neap if left out.
     #[arg(value_name = "PATH")]
@@ -248,9 +298,21 @@ pub struct BenchModelArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchKernelsArgs {
-    /// Threads that compute.
+    /// Threads that compute; as many as the process may use if left out.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Only these weight formats, such as Q4_0,Q8_0.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = crate::bench::parse_format)]
+    pub format: Vec<neap_kernels::format::WeightFormat>,
+    /// Measure weights in the mapped file's layout too.
+    #[arg(long)]
+    pub mapped: bool,
+    /// How long each product is repeated, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    pub time_ms: u64,
+    /// Instruction set to use instead of the best one.
+    #[arg(long, value_name = "NAME")]
+    pub isa: Option<neap_kernels::Isa>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

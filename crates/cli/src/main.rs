@@ -14,6 +14,7 @@ mod loading;
 mod report;
 mod run;
 mod sampling;
+mod serve;
 mod shipped;
 
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Run(args) => run::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(command) => bench::run(command),
     };

@@ -1,0 +1,235 @@
+//! `neap serve`: many conversations at once, over HTTP.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use neap_engine::{Engine, EngineConfig};
+use neap_memory::Fingerprint;
+use neap_memory::cache::{CacheOptions, KvCache};
+use neap_memory::disk::{Directory, DiskOptions, DiskStore};
+use neap_memory::pressure::watch::{Watch, WatchOptions};
+use neap_model::chat::ChatTemplate;
+use neap_model::decoder::{CpuDecoder, Decoder};
+use neap_model::tokenizer::Tokenizer;
+use neap_server::{Options, ServedModel};
+
+use crate::args::ServeArgs;
+use crate::bytes::show;
+use crate::failure::Failure;
+use crate::loading::{self, Parts};
+
+/// Connections at once, besides those that generate.
+const SPARE_CONNECTIONS: u32 = 256;
+
+pub fn run(args: &ServeArgs) -> Result<(), Failure> {
+    let api_keys = api_keys(args)?;
+    let disk = args
+        .disk
+        .as_deref()
+        .map(|folder| Disk::open(folder, args.disk_limit))
+        .transpose()?;
+    let parallel = args.parallel as usize;
+    let parts = loading::load_parts(&args.model, parallel)?;
+    let pressure = Watch::begin(&parts.budget, WatchOptions::default())?;
+    if !parts.decoder.model().is_repacked() {
+        pressure.set_mapped_bytes(parts.source.weight_bytes());
+    }
+    let model = served_model(args, &parts)?;
+    let max_active = parallel + args.max_queue as usize;
+    let options = Options {
+        host: args.host.clone(),
+        port: args.port,
+        max_active,
+        max_connections: SPARE_CONNECTIONS + u32::try_from(max_active).unwrap_or(u32::MAX / 2),
+        max_body_bytes: usize::try_from(args.max_body).unwrap_or(usize::MAX),
+        slow_client: Duration::from_secs(args.slow_client),
+        api_keys,
+        admin_key: args.admin_key.clone(),
+        pressure: Some(pressure),
+        grace: Duration::from_secs(args.grace),
+    };
+    warn_if_open(&options);
+    let about = format!("{} in a budget of {}", model.id, show(parts.budget.limit()));
+    let engine = engine(parts, &model.tokenizer, disk.as_ref(), parallel)?;
+    neap_server::run(engine, model, options, |address| {
+        eprintln!("neap: serving {about} on http://{address}/");
+    })?;
+    if let Some(disk) = disk {
+        disk.store.sync()?;
+    }
+    Ok(())
+}
+
+fn served_model(args: &ServeArgs, parts: &Parts) -> Result<ServedModel, Failure> {
+    let tokenizer = Tokenizer::from_source(&parts.source)?;
+    let id = match (&args.model_name, &args.model.model) {
+        (Some(name), _) => name.clone(),
+        (None, None) => "neap-tiny".to_owned(),
+        (None, Some(path)) => {
+            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let stem = if path.is_dir() {
+                path.file_name()
+            } else {
+                path.file_stem()
+            };
+            stem.map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned())
+        }
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    Ok(ServedModel {
+        id,
+        created: now.unwrap_or_default().as_secs(),
+        context_tokens: parts.decoder.context_tokens(),
+        template: ChatTemplate::from_source(&parts.source, &tokenizer)?,
+        tokenizer,
+    })
+}
+
+fn engine(
+    parts: Parts,
+    tokenizer: &Tokenizer,
+    disk: Option<&Disk>,
+    sequences: usize,
+) -> Result<Engine<CpuDecoder>, Failure> {
+    let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
+    let options = CacheOptions {
+        disk: disk.map(|d| Arc::clone(&d.store)),
+        ..CacheOptions::new(fingerprint)
+    };
+    let cache = KvCache::new(&parts.kv, options).map_err(|why| {
+        Failure::new(format!(
+            "the prefix cache does not fit: {why}; raise --memory or lower --chunk"
+        ))
+    })?;
+    let config = EngineConfig {
+        batch_tokens: parts.decoder.limits().batch_tokens,
+        max_running: sequences,
+        fingerprint,
+        secret: match disk {
+            Some(disk) => disk.secret,
+            None => random_secret()?,
+        },
+    };
+    Ok(Engine::new(
+        parts.decoder,
+        Some(tokenizer.clone()),
+        cache,
+        config,
+    ))
+}
+
+/// The keys of the command line and of the file.
+fn api_keys(args: &ServeArgs) -> Result<Vec<String>, Failure> {
+    let mut keys = args.api_key.clone();
+    if let Some(path) = &args.api_key_file {
+        let text = std::fs::read_to_string(path)
+            .map_err(|why| Failure::new(format!("--api-key-file {}: {why}", path.display())))?;
+        let lines = text.lines().map(str::trim);
+        let in_file = keys.len();
+        keys.extend(
+            lines
+                .filter(|line| !line.is_empty() && !line.starts_with('#'))
+                .map(str::to_owned),
+        );
+        if keys.len() == in_file {
+            // An empty file would open the server to everybody.
+            return Err(Failure::new(format!(
+                "--api-key-file {} holds no key: write one a line",
+                path.display()
+            )));
+        }
+    }
+    if keys.iter().any(|key| key.trim().is_empty()) {
+        return Err(Failure::new("an API key must not be empty"));
+    }
+    Ok(keys)
+}
+
+fn warn_if_open(options: &Options) {
+    let is_local = options.host == "localhost"
+        || options
+            .host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback());
+    if !is_local && options.api_keys.is_empty() {
+        eprintln!(
+            "neap: whoever reaches {} may use the model: give --api-key to change that",
+            options.host
+        );
+    }
+}
+
+/// The disk level under the prefix cache.
+struct Disk {
+    store: Arc<DiskStore>,
+    /// Names of blocks are keyed with it, so it must be the same after a restart.
+    secret: [u8; 32],
+    /// Held as long as the folder is in use.
+    _lock: File,
+}
+
+impl Disk {
+    fn open(folder: &Path, limit_bytes: u64) -> Result<Self, Failure> {
+        let failed = |why: &dyn std::fmt::Display| {
+            Failure::new(format!("--disk {} can't be used: {why}", folder.display()))
+        };
+        std::fs::create_dir_all(folder.join("blocks")).map_err(|why| failed(&why))?;
+        let lock = File::create(folder.join("lock")).map_err(|why| failed(&why))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(failed(&"another neap uses it")),
+            Err(TryLockError::Error(why)) => return Err(failed(&why)),
+        }
+        let secret = secret(&folder.join("secret"))?;
+        let storage = Directory::open(&folder.join("blocks")).map_err(|why| failed(&why))?;
+        let store = DiskStore::open(Arc::new(storage), DiskOptions::with_limit(limit_bytes))
+            .map_err(|why| failed(&why))?;
+        Ok(Self {
+            store: Arc::new(store),
+            secret,
+            _lock: lock,
+        })
+    }
+}
+
+/// The secret that the file holds, or a new one that it holds from now on. A damaged file makes the blocks on disk
+/// unknown, which costs a recomputation.
+fn secret(path: &Path) -> Result<[u8; 32], Failure> {
+    if let Ok(bytes) = std::fs::read(path)
+        && let Ok(secret) = bytes.try_into()
+    {
+        return Ok(secret);
+    }
+    let secret = random_secret()?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let write = || -> std::io::Result<()> {
+        let mut file = options.open(path)?;
+        file.write_all(&secret)?;
+        file.sync_all()
+    };
+    write().map_err(|why| Failure::new(format!("{} can't be written: {why}", path.display())))?;
+    Ok(secret)
+}
+
+/// From the system's random numbers.
+fn random_secret() -> Result<[u8; 32], Failure> {
+    let mut secret = [0; 32];
+    #[cfg(unix)]
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut secret))
+        .map_err(|why| Failure::new(format!("/dev/urandom can't be read: {why}")))?;
+    // The standard library's hash keys are random where there is no such file.
+    #[cfg(not(unix))]
+    for part in secret.chunks_exact_mut(8) {
+        use std::hash::{BuildHasher, Hasher};
+        let random = std::hash::RandomState::new().build_hasher().finish();
+        part.copy_from_slice(&random.to_le_bytes());
+    }
+    Ok(secret)
+}
