@@ -15,21 +15,25 @@
 //!
 //! Tokens that a row must not see have probability zero, and a chain that adds zeros stays as it is.
 
-mod kernel;
+pub mod bench;
 mod micro;
 mod plan;
 #[cfg(test)]
 mod reference;
+mod source;
+mod state;
+mod task;
 #[cfg(test)]
 mod tests;
 
 use crate::Context;
 use crate::kv::{BLOCK_TOKENS, KvBlock, KvLayout};
 use crate::ops::SharedSlice;
-use crate::ops::lanes::{LANES, dispatch};
+use crate::ops::lanes::{LANES, dispatch, drive};
 use crate::pool::WorkerPanic;
-use kernel::{Merge, RunTask};
 use plan::Plan;
+use state::Merge;
+use task::RunTask;
 
 /// Tokens of context after which a new running state is begun.
 pub const SPLIT_TOKENS: usize = 1024;
@@ -137,7 +141,7 @@ pub fn attention(
             let task = &plan.tasks[task];
             let sequence = &sequences[task.sequence];
             let (out, partials) = (&out, &partials);
-            dispatch(
+            drive(
                 ctx.isa,
                 RunTask {
                     layout,

@@ -45,7 +45,7 @@ impl KvFormat {
     }
 
     /// Bytes of the keys, or of the values, in a tile.
-    fn half_tile_bytes(self, head_dim: usize) -> usize {
+    pub(crate) fn half_tile_bytes(self, head_dim: usize) -> usize {
         match self {
             KvFormat::F16 | KvFormat::Bf16 => head_dim * BLOCK_TOKENS * 2,
         }

@@ -1,8 +1,8 @@
 //! Normalization of rows.
 
 use crate::Context;
-use crate::ops::lanes::{Kernel, LANES, Lanes, dispatch, load_part, store_part};
-use crate::ops::{SharedSlice, SumOfSquares};
+use crate::ops::lanes::{Kernel, Lanes, dispatch, elementwise};
+use crate::ops::{AddRow, SharedSlice, SumOfSquares};
 use crate::pool::WorkerPanic;
 
 #[cfg(test)]
@@ -110,7 +110,7 @@ pub fn add_rms_norm(
             .zip(deltas)
             .zip(out.chunks_exact_mut(cols))
         {
-            dispatch(ctx.isa, AddRow { x, delta });
+            dispatch(ctx.isa, AddRow { x, y: delta });
             dispatch(
                 ctx.isa,
                 NormRow {
@@ -144,19 +144,6 @@ fn rows(
     ctx.pool.run(tasks, &|task, _| f(range(task)))
 }
 
-struct AddRow<'a> {
-    x: &'a mut [f32],
-    delta: &'a [f32],
-}
-
-impl Kernel for AddRow<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
-        crate::ops::lanes::map2(l, self.x, self.delta, |x, y| l.add(x, y));
-    }
-}
-
 struct NormRow<'a> {
     /// The row, or nothing if it stands in `out`.
     x: Option<&'a [f32]>,
@@ -169,24 +156,23 @@ impl Kernel for NormRow<'_> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        let sum = SumOfSquares(self.x.unwrap_or(self.out)).run(l);
+        let sum = SumOfSquares(match self.x {
+            Some(x) => x,
+            None => self.out,
+        })
+        .run(l);
         let mean = sum / self.weight.len() as f32;
-        let factor = l.splat(1.0 / (mean + self.eps).sqrt());
+        let factor = 1.0 / (mean + self.eps).sqrt();
         if let Some(x) = self.x {
             self.out.copy_from_slice(x);
         }
-        let (out, out_rest) = self.out.as_chunks_mut::<LANES>();
-        let (weight, weight_rest) = self.weight.as_chunks::<LANES>();
-        for (out, weight) in out.iter_mut().zip(weight) {
-            let v = l.mul(l.mul(l.load(out), factor), l.load(weight));
-            l.store(v, out);
+        Scale {
+            x: self.out,
+            weight: self.weight,
+            factor,
         }
-        if !out_rest.is_empty() {
-            let v = l.mul(
-                l.mul(load_part(l, out_rest, 0.0), factor),
-                load_part(l, weight_rest, 0.0),
-            );
-            store_part(l, v, out_rest);
-        }
+        .run(l);
     }
 }
+
+elementwise!(Scale { x: x, slice weight, number factor } |l| l.mul(l.mul(x, factor), weight));

@@ -2,6 +2,10 @@
 //!
 //! What takes a [`Context`] divides long slices among the pool's threads; what takes an [`Isa`] runs on the calling
 //! thread. Results are the same bits on every instruction set and with every number of threads.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "iterator adapters are not always inlined into functions with more instructions than they have"
+)]
 
 pub(crate) mod lanes;
 pub(crate) mod math;
@@ -11,7 +15,7 @@ mod tests;
 
 use crate::pool::WorkerPanic;
 use crate::{Context, Isa};
-use lanes::{Kernel, LANES, Lanes, dispatch, for_each_vector, load_part, map, map2};
+use lanes::{Kernel, LANES, Lanes, dispatch, elementwise, load_part, store_part};
 pub(crate) use share::SharedSlice;
 
 /// Elements below which another thread costs more than it saves.
@@ -28,16 +32,11 @@ macro_rules! binary {
         /// # Panics
         /// If the lengths differ.
         pub fn $name(ctx: Context<'_>, x: &mut [f32], y: &[f32]) -> Result<(), WorkerPanic> {
-            struct Piece<'a>(&'a mut [f32], &'a [f32]);
-            impl Kernel for Piece<'_> {
-                type Output = ();
-                #[inline(always)]
-                fn run<L: Lanes>(self, $l: L) {
-                    map2($l, self.0, self.1, |$x, $y| $body);
-                }
-            }
+            elementwise!(Piece { x: $x, slice $y } |$l| $body);
             assert_eq!(x.len(), y.len(), "two slices of one length");
-            share::in_pieces(ctx, x, GRAIN, |piece, range| dispatch(ctx.isa, Piece(piece, &y[range])))
+            share::in_pieces(ctx, x, GRAIN, |piece, range| {
+                dispatch(ctx.isa, Piece { $x: piece, $y: &y[range] });
+            })
         }
     };
 }
@@ -50,19 +49,8 @@ macro_rules! unary {
         /// # Errors
         /// If a worker panicked.
         pub fn $name(ctx: Context<'_>, x: &mut [f32] $(, $arg: f32)*) -> Result<(), WorkerPanic> {
-            struct Piece<'a> {
-                x: &'a mut [f32],
-                $($arg: f32,)*
-            }
-            impl Kernel for Piece<'_> {
-                type Output = ();
-                #[inline(always)]
-                fn run<L: Lanes>(self, $l: L) {
-                    $(let $arg = $l.splat(self.$arg);)*
-                    map($l, self.x, |$x| $body);
-                }
-            }
-            share::in_pieces(ctx, x, GRAIN, |x, _| dispatch(ctx.isa, Piece { x $(, $arg)* }))
+            elementwise!(Piece { x: $x $(, number $arg)* } |$l| $body);
+            share::in_pieces(ctx, x, GRAIN, |x, _| dispatch(ctx.isa, Piece { $x: x $(, $arg)* }))
         }
     };
 }
@@ -112,23 +100,17 @@ unary! {
     gelu_erf(), |l, x| math::gelu_erf(l, x)
 }
 
+elementwise!(pub(crate) AddRow { x: x, slice y } |l| l.add(x, y));
+
 /// Adds `bias` to every row of `x`, which is `[n, bias.len()]`.
 ///
 /// # Panics
 /// If `x` is not a whole number of rows.
 pub fn add_bias(isa: Isa, x: &mut [f32], bias: &[f32]) {
-    struct Rows<'a>(&'a mut [f32], &'a [f32]);
-    impl Kernel for Rows<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<L: Lanes>(self, l: L) {
-            for row in self.0.chunks_exact_mut(self.1.len().max(1)) {
-                map2(l, row, self.1, |x, y| l.add(x, y));
-            }
-        }
-    }
     assert!(x.len().is_multiple_of(bias.len().max(1)), "whole rows");
-    dispatch(isa, Rows(x, bias));
+    for row in x.chunks_exact_mut(bias.len().max(1)) {
+        dispatch(isa, AddRow { x: row, y: bias });
+    }
 }
 
 struct Maximum<'a>(&'a [f32]);
@@ -141,13 +123,13 @@ impl Kernel for Maximum<'_> {
         // Four chains hide the latency; the order of a maximum does not matter.
         let mut best = [l.splat(f32::NEG_INFINITY); 4];
         let (fours, ones) = whole.as_chunks::<4>();
-        for four in fours {
-            for (best, v) in best.iter_mut().zip(four) {
-                *best = l.max(l.load(v), *best);
+        for i in 0..fours.len() {
+            for j in 0..4 {
+                best[j] = l.max(l.load(&fours[i][j]), best[j]);
             }
         }
-        for v in ones {
-            best[0] = l.max(l.load(v), best[0]);
+        for i in 0..ones.len() {
+            best[0] = l.max(l.load(&ones[i]), best[0]);
         }
         best[1] = l.max(load_part(l, rest, f32::NEG_INFINITY), best[1]);
         l.reduce_max(l.max(l.max(best[0], best[1]), l.max(best[2], best[3])))
@@ -179,44 +161,42 @@ impl Kernel for ExpSum<'_> {
         let max = l.splat(self.max);
         let mut sums = [l.splat(0.0); 4];
         let (whole, rest) = self.x.as_chunks_mut::<LANES>();
-        for (i, chunk) in whole.iter_mut().enumerate() {
-            let e = math::exp(l, l.sub(l.load(chunk), max));
-            sums[i % 4] = l.add(sums[i % 4], e);
+        let (fours, ones) = whole.as_chunks_mut::<4>();
+        for i in 0..fours.len() {
+            for j in 0..4 {
+                let e = math::exp(l, l.sub(l.load(&fours[i][j]), max));
+                sums[j] = l.add(sums[j], e);
+                if self.keep {
+                    l.store(e, &mut fours[i][j]);
+                }
+            }
+        }
+        for i in 0..ones.len() {
+            let e = math::exp(l, l.sub(l.load(&ones[i]), max));
+            sums[0] = l.add(sums[0], e);
             if self.keep {
-                l.store(e, chunk);
+                l.store(e, &mut ones[i]);
             }
         }
         if !rest.is_empty() {
             let e = math::exp(l, l.sub(load_part(l, rest, f32::NEG_INFINITY), max));
             sums[0] = l.add(sums[0], e);
             if self.keep {
-                lanes::store_part(l, e, rest);
+                store_part(l, e, rest);
             }
         }
         l.reduce_add(l.add(l.add(sums[0], sums[1]), l.add(sums[2], sums[3])))
     }
 }
 
-struct Map<'a, const DIVIDE: bool>(&'a mut [f32], f32);
-
-impl<const DIVIDE: bool> Kernel for Map<'_, DIVIDE> {
-    type Output = ();
-    #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
-        let y = l.splat(self.1);
-        map(
-            l,
-            self.0,
-            |x| if DIVIDE { l.div(x, y) } else { l.sub(x, y) },
-        );
-    }
-}
+elementwise!(Divide { x: x, number y } |l| l.div(x, y));
+elementwise!(Subtract { x: x, number y } |l| l.sub(x, y));
 
 /// `x = e^x / Σ e^x`. Where all are negative infinity (or none is a number) every result is not a number.
 pub fn softmax(isa: Isa, x: &mut [f32]) {
     let max = max(isa, x);
     let sum = dispatch(isa, ExpSum { x, max, keep: true });
-    dispatch(isa, Map::<true>(x, sum));
+    dispatch(isa, Divide { x, y: sum });
 }
 
 /// `ln Σ e^x`; `x` is left as it is.
@@ -244,7 +224,7 @@ pub fn log_sum_exp(isa: Isa, x: &[f32]) -> f32 {
 /// `x = x - ln Σ e^x`: the logarithms of the softmax.
 pub fn log_softmax(isa: Isa, x: &mut [f32]) {
     let log_sum = log_sum_exp(isa, x);
-    dispatch(isa, Map::<false>(x, log_sum));
+    dispatch(isa, Subtract { x, y: log_sum });
 }
 
 /// The sum of squares, in four times sixteen partial sums.
@@ -255,11 +235,20 @@ impl Kernel for SumOfSquares<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> f32 {
         let mut sums = [l.splat(0.0); 4];
-        let mut i = 0;
-        for_each_vector(l, self.0, |v| {
-            sums[i % 4] = l.fma(v, v, sums[i % 4]);
-            i += 1;
-        });
+        let (whole, rest) = self.0.as_chunks::<LANES>();
+        let (fours, ones) = whole.as_chunks::<4>();
+        for i in 0..fours.len() {
+            for j in 0..4 {
+                let v = l.load(&fours[i][j]);
+                sums[j] = l.fma(v, v, sums[j]);
+            }
+        }
+        for i in 0..ones.len() {
+            let v = l.load(&ones[i]);
+            sums[0] = l.fma(v, v, sums[0]);
+        }
+        let v = load_part(l, rest, 0.0);
+        sums[0] = l.fma(v, v, sums[0]);
         l.reduce_add(l.add(l.add(sums[0], sums[1]), l.add(sums[2], sums[3])))
     }
 }

@@ -407,40 +407,33 @@ impl Kernel for Turn<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         let (row_len, dims) = (self.table.row_len(), self.table.dims());
-        let rows = self.x.chunks_exact_mut(self.width);
-        for (row, cos_sin) in rows.zip(self.cos_sin.chunks_exact(row_len)) {
+        let head_dim = self.table.head_dim;
+        let heads = self.width / head_dim;
+        for head in 0..self.x.len() / head_dim {
+            let cos_sin = &self.cos_sin[head / heads * row_len..][..row_len];
             let (cosines, sines) = cos_sin.split_at(row_len / 2);
-            for head in row.chunks_exact_mut(self.table.head_dim) {
-                match self.table.layout {
-                    RopeLayout::Interleaved => {
-                        turn_interleaved(l, &mut head[..dims], cosines, sines)
-                    }
-                    RopeLayout::Halves => turn_halves(l, &mut head[..dims], cosines, sines),
-                }
+            let head = &mut self.x[head * head_dim..][..dims];
+            match self.table.layout {
+                RopeLayout::Interleaved => turn_interleaved(l, head, cosines, sines),
+                RopeLayout::Halves => turn_halves(l, head, cosines, sines),
             }
         }
     }
 }
 
-/// Calls `f(first, count)` for every run of at most sixteen elements of `len`.
+/// Loads sixteen numbers from `i` on, or fewer at the end.
 #[inline(always)]
-fn steps(len: usize, mut f: impl FnMut(usize, usize)) {
-    let mut i = 0;
-    while i < len {
-        f(i, LANES.min(len - i));
-        i += LANES;
+fn load<L: Lanes>(l: L, x: &[f32], i: usize) -> L::V {
+    let x = &x[i..];
+    match x.first_chunk() {
+        Some(x) => l.load(x),
+        None => load_part(l, x, 0.0),
     }
 }
 
-/// Loads sixteen numbers, or fewer at the end.
 #[inline(always)]
-fn load<L: Lanes>(l: L, x: &[f32]) -> L::V {
-    x.first_chunk()
-        .map_or_else(|| load_part(l, x, 0.0), |x| l.load(x))
-}
-
-#[inline(always)]
-fn store<L: Lanes>(l: L, v: L::V, x: &mut [f32]) {
+fn store<L: Lanes>(l: L, v: L::V, x: &mut [f32], i: usize) {
+    let x = &mut x[i..];
     match x.first_chunk_mut() {
         Some(x) => l.store(v, x),
         None => store_part(l, v, x),
@@ -451,23 +444,23 @@ fn store<L: Lanes>(l: L, v: L::V, x: &mut [f32]) {
 fn turn_halves<L: Lanes>(l: L, head: &mut [f32], cosines: &[f32], sines: &[f32]) {
     let half = head.len() / 2;
     let (first, second) = head.split_at_mut(half);
-    steps(half, |i, n| {
-        let (cos, sin) = (load(l, &cosines[i..i + n]), load(l, &sines[i..i + n]));
-        let (a, b) = (load(l, &first[i..i + n]), load(l, &second[i..i + n]));
-        store(l, l.fnma(b, sin, l.mul(a, cos)), &mut first[i..i + n]);
-        store(l, l.fma(a, sin, l.mul(b, cos)), &mut second[i..i + n]);
-    });
+    let mut i = 0;
+    while i < half {
+        let (cos, sin) = (load(l, cosines, i), load(l, sines, i));
+        let (a, b) = (load(l, first, i), load(l, second, i));
+        store(l, l.fnma(b, sin, l.mul(a, cos)), first, i);
+        store(l, l.fma(a, sin, l.mul(b, cos)), second, i);
+        i += LANES;
+    }
 }
 
 #[inline(always)]
 fn turn_interleaved<L: Lanes>(l: L, head: &mut [f32], cosines: &[f32], sines: &[f32]) {
-    steps(head.len(), |i, n| {
-        let (cos, sin) = (load(l, &cosines[i..i + n]), load(l, &sines[i..i + n]));
-        let v = load(l, &head[i..i + n]);
-        store(
-            l,
-            l.fma(l.swap_pairs(v), sin, l.mul(v, cos)),
-            &mut head[i..i + n],
-        );
-    });
+    let mut i = 0;
+    while i < head.len() {
+        let (cos, sin) = (load(l, cosines, i), load(l, sines, i));
+        let v = load(l, head, i);
+        store(l, l.fma(l.swap_pairs(v), sin, l.mul(v, cos)), head, i);
+        i += LANES;
+    }
 }

@@ -1,162 +1,457 @@
-//! The inner loops: scores of a few query rows with a block's keys, and sums of a block's values.
+//! The inner loops: the query rows of a KV head through one block.
+//!
+//! Vectors never pass through a closure here: one that is not inlined would be compiled without the instruction set.
 #![expect(
     clippy::needless_range_loop,
     reason = "several arrays are walked together, and the loops are unrolled"
 )]
 
+use super::Line;
+use super::plan::{first_seen, head_lines};
+use super::source::{Converted, Halves, Source};
+use super::state::State;
 use crate::kv::BLOCK_TOKENS;
-use crate::ops::lanes::{LANES, Lanes};
+use crate::ops::lanes::{Kernel, LANES, Lanes};
 use crate::ops::math;
+use std::f32::consts::LOG2_E;
 
 /// Vectors of a block's tokens.
 pub(super) const TOKEN_VECTORS: usize = BLOCK_TOKENS / LANES;
-/// Query rows that go through an inner loop together, at most.
+const _: () = assert!(
+    TOKEN_VECTORS == 2,
+    "scores are computed two vectors at a time"
+);
+/// Query rows that go through an inner loop together, at most: with two vectors of scores or four of values each, their
+/// sums fill half of 32 registers.
 pub(super) const ROWS: usize = 4;
 /// Vectors of a head's dimensions that go through an inner loop together, at most.
-pub(super) const COLUMNS: usize = 4;
+const COLUMNS: usize = 4;
 
-/// Keys and values of one block, KV head and layer, in some format.
-pub(super) trait Source: Copy {
-    /// The keys of dimension `dim` of tokens `16 · vector` to `16 · vector + 15`.
-    ///
-    /// # Safety
-    /// `dim` is below the head's dimensions, `vector` below [`TOKEN_VECTORS`].
-    unsafe fn keys<L: Lanes>(self, l: L, dim: usize, vector: usize) -> L::V;
-    /// The values of dimensions `16 · vector` to `16 · vector + 15` of a token.
-    ///
-    /// # Safety
-    /// `token` is below [`BLOCK_TOKENS`], `vector` below the head's lines.
-    unsafe fn values<L: Lanes>(self, l: L, token: usize, vector: usize) -> L::V;
-}
-
-/// Numbers converted to `f32` before, values of a token filled up to whole vectors.
+/// Which tokens of a block the rows see.
 #[derive(Clone, Copy)]
-pub(super) struct Converted {
-    /// `[head_dim][32]`.
-    pub(super) keys: *const [f32; LANES],
-    /// `[32][lines]`.
-    pub(super) values: *const [f32; LANES],
-    pub(super) lines: usize,
+pub(super) struct Visible {
+    /// The position of the block's first token.
+    pub(super) first_token: usize,
+    /// The position of the first query row.
+    pub(super) first_position: usize,
+    /// Query rows of one position.
+    pub(super) group: usize,
+    pub(super) window: Option<usize>,
 }
 
-impl Source for Converted {
+impl Visible {
+    /// The first token of the block that a row sees, and the one after the last.
     #[inline(always)]
-    unsafe fn keys<L: Lanes>(self, l: L, dim: usize, vector: usize) -> L::V {
-        // SAFETY: the caller stays within the head and the block.
-        l.load(unsafe { &*self.keys.add(dim * TOKEN_VECTORS + vector) })
+    fn range(&self, query: usize) -> (usize, usize) {
+        let position = self.first_position + query / self.group;
+        let first = first_seen(self.window, position).saturating_sub(self.first_token);
+        let end = (position + 1).saturating_sub(self.first_token);
+        (first.min(BLOCK_TOKENS), end.min(BLOCK_TOKENS))
     }
 
+    /// Whether all of `queries` rows see the whole block. Rows are in rising order.
+    pub(super) fn all(&self, queries: usize) -> bool {
+        self.range(0).1 == BLOCK_TOKENS && self.range(queries - 1).0 == 0
+    }
+
+    /// Whether any of some rows sees any token of the block.
     #[inline(always)]
-    unsafe fn values<L: Lanes>(self, l: L, token: usize, vector: usize) -> L::V {
-        // SAFETY: the caller stays within the head and the block.
-        l.load(unsafe { &*self.values.add(token * self.lines + vector) })
+    fn any(&self, first_query: usize, count: usize) -> bool {
+        self.range(first_query + count - 1).1 > 0 && self.range(first_query).0 < BLOCK_TOKENS
     }
 }
 
-/// A tile of half-precision numbers as it stands in a block; `head_dim` is a multiple of 16.
-#[derive(Clone, Copy)]
-pub(super) struct Halves<const BF16: bool> {
-    pub(super) keys: *const [u8; 2 * LANES],
-    pub(super) values: *const [u8; 2 * LANES],
-    pub(super) lines: usize,
+/// The query rows of a task, and their states.
+pub(super) struct Rows<'a> {
+    /// Scaled queries, `[query][head lines]`.
+    pub(super) queries: &'a [Line],
+    pub(super) state: State<'a>,
+    /// Room for the probabilities of [`ROWS`] rows.
+    pub(super) probabilities: &'a mut [Line],
+    /// Query rows of a KV head.
+    pub(super) per_head: usize,
+    pub(super) softcap: Option<f32>,
 }
 
-impl<const BF16: bool> Halves<BF16> {
+/// Takes the query rows of one KV head through one block.
+pub(super) struct AttendConverted<'a, 'b> {
+    pub(super) rows: &'a mut Rows<'b>,
+    pub(super) source: Converted<'a>,
+    /// The KV head, counted from the task's first.
+    pub(super) head: usize,
+    /// Which tokens the rows see; nothing if all of them see all.
+    pub(super) visible: Option<Visible>,
+    /// The tile to ask for meanwhile.
+    pub(super) next: *const u8,
+}
+
+impl Kernel for AttendConverted<'_, '_> {
+    type Output = ();
+
     #[inline(always)]
-    unsafe fn load<L: Lanes>(l: L, from: *const [u8; 2 * LANES]) -> L::V {
-        // SAFETY: the caller passes a pointer into the tile.
-        let from = unsafe { &*from };
-        if BF16 {
-            l.load_bf16(from)
-        } else {
-            l.load_f16(from)
+    fn run<L: Lanes>(self, l: L) {
+        self.rows.check(self.source.head_dim());
+        // SAFETY: checked.
+        unsafe {
+            self.rows
+                .attend(l, self.source, self.head, self.visible, self.next)
+        };
+    }
+}
+
+/// A tile for [`AttendHalves`].
+#[derive(Clone, Copy)]
+pub(super) struct Tile<'a> {
+    pub(super) bytes: &'a [u8],
+    /// The KV head, counted from the task's first.
+    pub(super) head: usize,
+    /// Which tokens the rows see; nothing if all of them see all.
+    pub(super) visible: Option<Visible>,
+}
+
+/// Takes few query rows through tiles of 16-bit numbers, one after another.
+pub(super) struct AttendHalves<'a, 'b, const BF16: bool> {
+    pub(super) rows: &'a mut Rows<'b>,
+    pub(super) head_dim: usize,
+    pub(super) tiles: &'a [Tile<'a>],
+    /// The tile to ask for during the last one.
+    pub(super) next: *const u8,
+}
+
+impl<const BF16: bool> Kernel for AttendHalves<'_, '_, BF16> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        self.rows.check(self.head_dim);
+        let mut i = 0;
+        while i < self.tiles.len() {
+            let tile = self.tiles[i];
+            let next = if i + 1 < self.tiles.len() {
+                self.tiles[i + 1].bytes.as_ptr()
+            } else {
+                self.next
+            };
+            let source = Halves::<BF16>::new(tile.bytes, self.head_dim);
+            // SAFETY: checked.
+            unsafe { self.rows.attend(l, source, tile.head, tile.visible, next) };
+            i += 1;
         }
     }
 }
 
-impl<const BF16: bool> Source for Halves<BF16> {
+impl Rows<'_> {
     #[inline(always)]
-    unsafe fn keys<L: Lanes>(self, l: L, dim: usize, vector: usize) -> L::V {
-        // SAFETY: the caller stays within the head and the block.
-        unsafe { Self::load(l, self.keys.add(dim * TOKEN_VECTORS + vector)) }
+    fn check(&self, head_dim: usize) {
+        let (count, lines) = (self.state.len(), head_lines(head_dim));
+        assert!(self.queries.len() == count * lines && self.state.sums.len() == count * lines);
+        assert!(self.state.lane_sums.len() == count && self.state.maxima.len() == count);
+        assert!(self.probabilities.len() >= ROWS * TOKEN_VECTORS);
     }
 
+    /// Takes the rows of a KV head through a block.
+    ///
+    /// # Safety
+    /// [`Rows::check`] passes for the source's dimensions.
     #[inline(always)]
-    unsafe fn values<L: Lanes>(self, l: L, token: usize, vector: usize) -> L::V {
-        // SAFETY: the caller stays within the head and the block.
-        unsafe { Self::load(l, self.values.add(token * self.lines + vector)) }
+    unsafe fn attend<L: Lanes, S: Source>(
+        &mut self,
+        l: L,
+        source: S,
+        head: usize,
+        visible: Option<Visible>,
+        next: *const u8,
+    ) {
+        let first = head * self.per_head;
+        assert!(first + self.per_head <= self.state.len());
+        let mut query = 0;
+        while query < self.per_head {
+            let rows = if L::MANY_REGISTERS { ROWS } else { 1 };
+            let rows = rows.min(self.per_head - query);
+            // Only the first rows' loop asks for the next tile; for the others the request is for what is there.
+            let next = if query == 0 {
+                next
+            } else {
+                self.queries.as_ptr().cast()
+            };
+            let hidden = match visible {
+                Some(visible) => !visible.any(query, rows),
+                None => false,
+            };
+            if !hidden {
+                // SAFETY: `first + query + rows` is at most the number of queries, for all of which there are lines.
+                unsafe {
+                    if const { !L::MANY_REGISTERS } {
+                        self.attend_rows::<L, S, 1>(l, source, first, query, visible, next);
+                    } else {
+                        match rows {
+                            1 => {
+                                self.attend_rows::<L, S, 1>(l, source, first, query, visible, next)
+                            }
+                            2 => {
+                                self.attend_rows::<L, S, 2>(l, source, first, query, visible, next)
+                            }
+                            3 => {
+                                self.attend_rows::<L, S, 3>(l, source, first, query, visible, next)
+                            }
+                            _ => self
+                                .attend_rows::<L, S, ROWS>(l, source, first, query, visible, next),
+                        }
+                    }
+                }
+            }
+            query += rows;
+        }
+    }
+
+    /// Takes `R` query rows, from the `query`th of the KV head on whose rows begin with `first`, through a block.
+    ///
+    /// # Safety
+    /// There are `first + query + R` queries and states at least, and room for `R` rows of probabilities.
+    #[inline(always)]
+    unsafe fn attend_rows<L: Lanes, S: Source, const R: usize>(
+        &mut self,
+        l: L,
+        source: S,
+        first: usize,
+        query: usize,
+        visible: Option<Visible>,
+        next: *const u8,
+    ) {
+        let lines = head_lines(source.head_dim());
+        // SAFETY: the caller's promises: all offsets are within the rows of the states.
+        unsafe {
+            let queries: *const f32 = self.queries.as_ptr().add((first + query) * lines).cast();
+            let mut scores = scores::<L, S, R>(l, source, queries, lines * LANES, next);
+            if let Some(cap) = self.softcap {
+                self.cap(l, &mut scores, cap);
+            }
+            if let Some(visible) = visible {
+                for r in 0..R {
+                    hide(l, &mut scores[r], visible.range(query + r));
+                }
+            }
+            let maxima = self.state.maxima.as_mut_ptr().add(first + query);
+            let lane_sums = self.state.lane_sums.as_mut_ptr().add(first + query);
+            let sums = self.state.sums.as_mut_ptr().add((first + query) * lines);
+            let probabilities = self.probabilities.as_mut_ptr();
+            let factors = raise_maxima(l, &scores, maxima, lane_sums);
+            // All exponentials first, then what is done with them: they are independent and hide each other's latency.
+            for r in 0..R {
+                let maximum = l.load(&(*maxima.add(r)).0);
+                scores[r][0] = math::exp2(l, l.sub(scores[r][0], maximum));
+                scores[r][1] = math::exp2(l, l.sub(scores[r][1], maximum));
+            }
+            for r in 0..R {
+                let sum = l.add(l.load(&(*lane_sums.add(r)).0), scores[r][0]);
+                l.store(l.add(sum, scores[r][1]), &mut (*lane_sums.add(r)).0);
+                l.store(scores[r][0], &mut (*probabilities.add(2 * r)).0);
+                l.store(scores[r][1], &mut (*probabilities.add(2 * r + 1)).0);
+            }
+            let rows = ValueRows {
+                probabilities: probabilities.cast(),
+                sums,
+                lines,
+                factors,
+            };
+            let mut column = 0;
+            while column < lines {
+                if const { !L::MANY_REGISTERS } {
+                    column += add_values::<L, S, R, 1>(l, source, &rows, column);
+                    continue;
+                }
+                column += match lines - column {
+                    1 => add_values::<L, S, R, 1>(l, source, &rows, column),
+                    2 | 3 => add_values::<L, S, R, 2>(l, source, &rows, column),
+                    _ => add_values::<L, S, R, COLUMNS>(l, source, &rows, column),
+                };
+            }
+        }
+    }
+
+    /// Applies the soft cap: through memory, so that the usual path keeps its scores in registers.
+    #[inline(always)]
+    fn cap<L: Lanes, const R: usize>(
+        &mut self,
+        l: L,
+        scores: &mut [[L::V; TOKEN_VECTORS]; R],
+        cap: f32,
+    ) {
+        for r in 0..R {
+            l.store(scores[r][0], &mut self.probabilities[2 * r].0);
+            l.store(scores[r][1], &mut self.probabilities[2 * r + 1].0);
+        }
+        l.vectorize(Cap {
+            scores: &mut self.probabilities[..2 * R],
+            cap,
+        });
+        for r in 0..R {
+            scores[r][0] = l.load(&self.probabilities[2 * r].0);
+            scores[r][1] = l.load(&self.probabilities[2 * r + 1].0);
+        }
     }
 }
 
-/// Scores of `R` query rows with the block's tokens.
+/// The soft cap, after which scores are in units of log₂.
+struct Cap<'a> {
+    scores: &'a mut [Line],
+    cap: f32,
+}
+
+impl Kernel for Cap<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let (cap, factor) = (l.splat(self.cap), l.splat(self.cap * LOG2_E));
+        for score in self.scores {
+            let capped = math::tanh(l, l.div(l.load(&score.0), cap));
+            l.store(l.mul(factor, capped), &mut score.0);
+        }
+    }
+}
+
+/// Scores of `R` query rows with the block's tokens. Meanwhile asks for the `2 · head_dim` cache lines at `next`.
 ///
 /// # Safety
-/// `queries[r]` points to `head_dim` numbers, and `source` is a tile of as many dimensions.
+/// `queries` points to `R` rows, `row_len` numbers apart, of as many numbers as the source has dimensions.
 #[inline(always)]
-pub(super) unsafe fn scores<L: Lanes, S: Source, const R: usize>(
+unsafe fn scores<L: Lanes, S: Source, const R: usize>(
     l: L,
     source: S,
-    queries: [*const f32; R],
-    head_dim: usize,
+    queries: *const f32,
+    row_len: usize,
+    next: *const u8,
 ) -> [[L::V; TOKEN_VECTORS]; R] {
     let mut sums = [[l.splat(0.0); TOKEN_VECTORS]; R];
-    for dim in 0..head_dim {
-        // SAFETY: the caller's promises.
+    for dim in 0..source.head_dim() {
+        l.prefetch(next.wrapping_add(dim * 128));
+        l.prefetch(next.wrapping_add(dim * 128 + 64));
+        // SAFETY: the caller's promise; `dim` is one of the source's dimensions.
         unsafe {
-            let keys: [L::V; TOKEN_VECTORS] = std::array::from_fn(|v| source.keys(l, dim, v));
+            let keys = [source.keys(l, dim, 0), source.keys(l, dim, 1)];
             for r in 0..R {
-                let q = l.splat(*queries[r].add(dim));
-                for v in 0..TOKEN_VECTORS {
-                    sums[r][v] = l.fma(q, keys[v], sums[r][v]);
-                }
+                let q = l.splat(*queries.add(r * row_len + dim));
+                sums[r][0] = l.fma(q, keys[0], sums[r][0]);
+                sums[r][1] = l.fma(q, keys[1], sums[r][1]);
             }
         }
     }
     sums
 }
 
-/// Adds the tokens' values times their probabilities to `C` vectors, from `first` on, of `R` rows.
+/// Makes the scores of tokens outside a range negative infinity.
+#[inline(always)]
+fn hide<L: Lanes>(l: L, scores: &mut [L::V; TOKEN_VECTORS], (start, end): (usize, usize)) {
+    const LANE_NUMBERS: [f32; LANES] = [
+        0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.,
+    ];
+    let (start, end) = (l.splat(start as f32), l.splat(end as f32));
+    let hidden = l.splat(f32::NEG_INFINITY);
+    for v in 0..TOKEN_VECTORS {
+        let token = l.add(l.load(&LANE_NUMBERS), l.splat((v * LANES) as f32));
+        scores[v] = l.select_lt(token, end, scores[v], hidden);
+        scores[v] = l.select_lt(token, start, hidden, scores[v]);
+    }
+}
+
+/// Raises the running maxima to those of new scores. Where one rises, multiplies the sums of probabilities, and returns
+/// what the sums of values are to be multiplied with.
 ///
 /// # Safety
-/// `sums[r]` points to as many vectors as the head has lines, of which `first + C` is at most the number;
-/// `probabilities[r]` points to [`BLOCK_TOKENS`] numbers.
+/// The pointers are to `R` lines each, which nothing else refers to.
 #[inline(always)]
-pub(super) unsafe fn add_values<L: Lanes, S: Source, const R: usize, const C: usize>(
+unsafe fn raise_maxima<L: Lanes, const R: usize>(
+    l: L,
+    scores: &[[L::V; TOKEN_VECTORS]; R],
+    maxima: *mut Line,
+    lane_sums: *mut Line,
+) -> Option<[f32; R]> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut any = 0;
+        for r in 0..R {
+            let highest = l.max(scores[r][0], scores[r][1]);
+            any |= l.greater(highest, l.load(&(*maxima.add(r)).0));
+        }
+        if any == 0 {
+            return None;
+        }
+        let mut factors = [1.0; R];
+        for r in 0..R {
+            let highest = l.reduce_max(l.max(scores[r][0], scores[r][1]));
+            let maximum = (*maxima.add(r)).0[0];
+            if highest > maximum {
+                factors[r] = exp2(l, maximum - highest);
+                l.store(l.splat(highest), &mut (*maxima.add(r)).0);
+                let sums = l.mul(l.load(&(*lane_sums.add(r)).0), l.splat(factors[r]));
+                l.store(sums, &mut (*lane_sums.add(r)).0);
+            }
+        }
+        Some(factors)
+    }
+}
+
+/// What [`add_values`] adds to.
+struct ValueRows<const R: usize> {
+    /// For each row [`BLOCK_TOKENS`] probabilities.
+    probabilities: *const f32,
+    /// For each row its sums, as many lines as the head has.
+    sums: *mut Line,
+    lines: usize,
+    /// What the sums are multiplied with before.
+    factors: Option<[f32; R]>,
+}
+
+/// Adds the tokens' values times their probabilities to `C` vectors, from `first` on, of `R` rows; returns `C`.
+///
+/// # Safety
+/// The pointers are to `R` rows as [`ValueRows`] says, to which nothing else refers; `first + C` is at most the number of lines of the
+/// source's head.
+#[inline(always)]
+unsafe fn add_values<L: Lanes, S: Source, const R: usize, const C: usize>(
     l: L,
     source: S,
-    probabilities: [*const f32; R],
-    sums: [*mut [f32; LANES]; R],
-    factors: Option<[f32; R]>,
+    rows: &ValueRows<R>,
     first: usize,
-) {
+) -> usize {
     // SAFETY: the caller's promises.
     unsafe {
-        let mut acc = [[l.splat(0.0); C]; R];
+        let mut sums = [[l.splat(0.0); C]; R];
         for r in 0..R {
             for c in 0..C {
-                acc[r][c] = l.load(&*sums[r].add(first + c));
+                sums[r][c] = l.load(&(*rows.sums.add(r * rows.lines + first + c)).0);
             }
-            if let Some(factors) = factors {
+        }
+        if let Some(factors) = rows.factors {
+            for r in 0..R {
                 for c in 0..C {
-                    acc[r][c] = l.mul(acc[r][c], l.splat(factors[r]));
+                    sums[r][c] = l.mul(sums[r][c], l.splat(factors[r]));
                 }
             }
         }
         for token in 0..BLOCK_TOKENS {
-            let values: [L::V; C] = std::array::from_fn(|c| source.values(l, token, first + c));
+            let mut values = [l.splat(0.0); C];
+            for c in 0..C {
+                values[c] = source.values(l, token, first + c);
+            }
             for r in 0..R {
-                let p = l.splat(*probabilities[r].add(token));
+                let p = l.splat(*rows.probabilities.add(r * BLOCK_TOKENS + token));
                 for c in 0..C {
-                    acc[r][c] = l.fma(p, values[c], acc[r][c]);
+                    sums[r][c] = l.fma(p, values[c], sums[r][c]);
                 }
             }
         }
         for r in 0..R {
             for c in 0..C {
-                l.store(acc[r][c], &mut *sums[r].add(first + c));
+                l.store(
+                    sums[r][c],
+                    &mut (*rows.sums.add(r * rows.lines + first + c)).0,
+                );
             }
         }
     }
+    C
 }
 
 /// `2^x` of one number by the vector function.

@@ -1,7 +1,8 @@
 //! Dividing a call's work into tasks. No way of dividing changes a result, so this is about speed alone.
 
+use super::task::worker_lines;
 use super::{AttentionSequence, AttentionShape, Line, SPLIT_TOKENS};
-use crate::kv::{BLOCK_TOKENS, KvLayout};
+use crate::kv::KvLayout;
 use crate::ops::lanes::LANES;
 use std::ops::Range;
 
@@ -35,14 +36,18 @@ pub(super) struct Partial {
     pub(super) first_split: usize,
 }
 
-/// Rows whose split states have to be merged.
+/// Rows and heads whose split states have to be merged.
 #[derive(Clone, Debug)]
 pub(super) struct MergeTask {
-    /// The first row in `out`.
+    /// The tile's first row in `out`.
     pub(super) first_row: usize,
-    pub(super) rows: usize,
+    /// Which of the tile's `[row][head]`.
+    pub(super) rows_and_heads: Range<usize>,
     pub(super) splits: usize,
+    /// The first split's first line.
     pub(super) first_line: usize,
+    /// Records of a split: all of the tile's rows and heads.
+    pub(super) split_records: usize,
 }
 
 /// A call's tasks.
@@ -69,14 +74,6 @@ pub(super) fn record_lines(head_dim: usize) -> usize {
     head_lines(head_dim) + 1
 }
 
-/// Lines that a worker needs for `queries` query rows.
-fn worker_lines(head_dim: usize, queries: usize) -> usize {
-    let head = head_lines(head_dim);
-    // Keys and values of a block; for each query its values in `q`, two running states (values, maximum and sum, lane
-    // sums), and its probabilities.
-    2 * BLOCK_TOKENS * head + 2 * head + queries * (3 * head + 2 * 2 + 2)
-}
-
 fn task_queries(layout: &KvLayout, heads: usize) -> usize {
     TASK_QUERIES.max(heads / layout.kv_heads())
 }
@@ -91,10 +88,13 @@ pub(super) fn bytes_needed(
     let group = (heads / layout.kv_heads()).max(1);
     let worker = worker_lines(layout.head_dim(), task_queries(layout, heads));
     let splits = max_context.div_ceil(SPLIT_TOKENS);
-    // What is divided along its context has more than its share of the work: see `Plan::make`.
-    let tile_rows = (TASK_QUERIES / group).max(1);
-    let divided = rows.min((TASKS_PER_THREAD * threads).saturating_mul(tile_rows));
-    let records = divided.saturating_mul(heads).saturating_mul(splits);
+    // A tile that is divided along its context costs more than one share for each of its divisions by heads, and a
+    // division by heads has at most `TASK_QUERIES` records of a split: see `Plan::divide`.
+    let shares = TASKS_PER_THREAD.saturating_mul(threads);
+    let divided = shares.saturating_mul(TASK_QUERIES.max(group));
+    let records = divided
+        .min(rows.saturating_mul(heads))
+        .saturating_mul(splits);
     let partial = records.saturating_mul(record_lines(layout.head_dim()));
     let lines = threads.saturating_mul(worker).saturating_add(partial);
     let tasks = rows
@@ -176,13 +176,17 @@ impl Plan {
             .min(layout.kv_heads());
         let first_line = self.partial_lines;
         if by_context > 1 {
-            self.merges.push(MergeTask {
-                first_row: tile.first_row,
-                rows: tile.rows.len(),
-                splits: splits.len(),
-                first_line,
-            });
-            let records = splits.len() * tile.rows.len() * shape.heads;
+            let split_records = tile.rows.len() * shape.heads;
+            for part in 0..threads.min(split_records) {
+                self.merges.push(MergeTask {
+                    first_row: tile.first_row,
+                    rows_and_heads: nth_part(0..split_records, part, threads.min(split_records)),
+                    splits: splits.len(),
+                    first_line,
+                    split_records,
+                });
+            }
+            let records = splits.len() * split_records;
             self.partial_lines += records * record_lines(layout.head_dim());
         }
         for part in 0..by_context {

@@ -19,6 +19,11 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Lanes: Copy + Send + Sync {
     /// Sixteen lanes.
     type V: Copy;
+    /// Whether there are registers for several rows' sums at once. Without, code for many is only larger.
+    const MANY_REGISTERS: bool = true;
+
+    /// Runs a kernel as a function of its own, compiled for the instruction set.
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
 
     fn splat(self, x: f32) -> Self::V;
     fn load(self, from: &[f32; LANES]) -> Self::V;
@@ -38,6 +43,10 @@ pub(crate) trait Lanes: Copy + Send + Sync {
             *bytes = f32_to_bf16(x).to_le_bytes();
         }
     }
+
+    /// Asks for a cache line that will be read soon to be brought near, but not into the innermost cache, from which it
+    /// would drive what is in use; any address will do.
+    fn prefetch(self, address: *const u8);
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -75,33 +84,66 @@ pub(crate) trait Kernel {
     fn run<L: Lanes>(self, lanes: L) -> Self::Output;
 }
 
+/// What calls kernels by [`Lanes::vectorize`] on the instruction set chosen at run time. It is compiled for the
+/// build's instruction set itself, so it has no vectors of its own.
+pub(crate) trait Driver {
+    fn run<L: Lanes>(self, lanes: L);
+}
+
 /// Runs a kernel compiled for `isa`, or the portable one where this machine has not got it.
 #[inline]
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if matches!(isa, Isa::Avx512 | Isa::Avx512Vnni) && isa.is_available() {
-            // SAFETY: the instruction set is there.
-            return unsafe { x86::run_avx512(kernel) };
-        }
-        if matches!(isa, Isa::Avx2 | Isa::AvxVnni) && isa.is_available() {
-            // SAFETY: the instruction set is there.
-            return unsafe { x86::run_avx2(kernel) };
-        }
+    match Level::of(isa) {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(proof) => proof.vectorize(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(proof) => proof.vectorize(kernel),
+        Level::Portable => portable::Portable.vectorize(kernel),
     }
-    let _ = isa;
-    kernel.run(portable::Portable)
 }
 
-/// Applies `f` to every lane vector of `x`; the last, partial one is filled up with zeros.
-#[inline(always)]
-pub(crate) fn for_each_vector<L: Lanes>(l: L, x: &[f32], mut f: impl FnMut(L::V)) {
-    let (whole, rest) = x.as_chunks::<LANES>();
-    for chunk in whole {
-        f(l.load(chunk));
+/// Runs a driver for `isa`, or the portable one where this machine has not got it.
+#[inline]
+pub(crate) fn drive<D: Driver>(isa: Isa, driver: D) {
+    match Level::of(isa) {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(proof) => driver.run(proof),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(proof) => driver.run(proof),
+        Level::Portable => driver.run(portable::Portable),
     }
-    if !rest.is_empty() {
-        f(load_part(l, rest, 0.0));
+}
+
+/// What sixteen lanes are made of.
+enum Level {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(x86::Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(x86::Avx2),
+    Portable,
+}
+
+impl Level {
+    #[inline]
+    fn of(isa: Isa) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if isa.is_available() {
+            match isa {
+                Isa::Avx512 | Isa::Avx512Vnni => {
+                    // SAFETY: the instruction set is there.
+                    let proof = unsafe { x86::Avx512::new() };
+                    return Level::Avx512(proof);
+                }
+                Isa::Avx2 | Isa::AvxVnni => {
+                    // SAFETY: the instruction set is there.
+                    let proof = unsafe { x86::Avx2::new() };
+                    return Level::Avx2(proof);
+                }
+                Isa::Scalar | Isa::Neon => {}
+            }
+        }
+        let _ = isa;
+        Level::Portable
     }
 }
 
@@ -121,37 +163,43 @@ pub(crate) fn store_part<L: Lanes>(l: L, v: L::V, to: &mut [f32]) {
     to.copy_from_slice(&all[..to.len()]);
 }
 
-/// Replaces every number of `x` by `f` of it.
-#[inline(always)]
-pub(crate) fn map<L: Lanes>(l: L, x: &mut [f32], mut f: impl FnMut(L::V) -> L::V) {
-    let (whole, rest) = x.as_chunks_mut::<LANES>();
-    for chunk in whole {
-        let v = f(l.load(chunk));
-        l.store(v, chunk);
-    }
-    if !rest.is_empty() {
-        let v = f(load_part(l, rest, 0.0));
-        store_part(l, v, rest);
-    }
-}
+/// Defines a kernel that replaces every number of `x` by an expression of it, of its neighbours in other slices of the
+/// same length, and of constants.
+///
+/// This is a macro, and its loop counts, because closures and iterators are not always inlined into functions that have
+/// more instructions than they.
+macro_rules! elementwise {
+    ($vis:vis $name:ident { x: $x:ident $(, slice $y:ident)* $(, number $n:ident)* } |$l:ident| $body:expr) => {
+        $vis struct $name<'a> {
+            $vis $x: &'a mut [f32],
+            $($vis $y: &'a [f32],)*
+            $($vis $n: f32,)*
+        }
 
-/// Replaces every number of `x` by `f` of it and its neighbour in `y`.
-#[inline(always)]
-pub(crate) fn map2<L: Lanes>(
-    l: L,
-    x: &mut [f32],
-    y: &[f32],
-    mut f: impl FnMut(L::V, L::V) -> L::V,
-) {
-    assert_eq!(x.len(), y.len(), "two slices of one length");
-    let (whole, rest) = x.as_chunks_mut::<LANES>();
-    let (y_whole, y_rest) = y.as_chunks::<LANES>();
-    for (chunk, y) in whole.iter_mut().zip(y_whole) {
-        let v = f(l.load(chunk), l.load(y));
-        l.store(v, chunk);
-    }
-    if !rest.is_empty() {
-        let v = f(load_part(l, rest, 0.0), load_part(l, y_rest, 0.0));
-        store_part(l, v, rest);
-    }
+        impl $crate::ops::lanes::Kernel for $name<'_> {
+            type Output = ();
+
+            #[inline(always)]
+            fn run<L: $crate::ops::lanes::Lanes>(self, $l: L) {
+                use $crate::ops::lanes::{LANES, load_part, store_part};
+                $(assert_eq!(self.$x.len(), self.$y.len(), "slices of one length");)*
+                $(let $n = $l.splat(self.$n);)*
+                let (whole, rest) = self.$x.as_chunks_mut::<LANES>();
+                $(let $y = self.$y.as_chunks::<LANES>();)*
+                for i in 0..whole.len() {
+                    let $x = $l.load(&whole[i]);
+                    $(let $y = $l.load(&$y.0[i]);)*
+                    let result = $body;
+                    $l.store(result, &mut whole[i]);
+                }
+                if !rest.is_empty() {
+                    let $x = load_part($l, rest, 0.0);
+                    $(let $y = load_part($l, $y.1, 0.0);)*
+                    let result = $body;
+                    store_part($l, result, rest);
+                }
+            }
+        }
+    };
 }
+pub(crate) use elementwise;

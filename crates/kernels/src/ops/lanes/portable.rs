@@ -1,6 +1,6 @@
 //! Sixteen lanes in plain Rust: the reference, and what other architectures' compilers vectorize.
 
-use super::{LANES, Lanes};
+use super::{Kernel, LANES, Lanes};
 use crate::format::{bf16_to_f32, f16_to_f32, f32_to_f16};
 use std::array::from_fn;
 
@@ -29,6 +29,13 @@ fn reduce(mut v: V, f: impl Fn(f32, f32) -> f32) -> f32 {
 
 impl Lanes for Portable {
     type V = V;
+    // Where a fused multiply-add is a call, the compiler has no vectors to make of this.
+    const MANY_REGISTERS: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
+
+    #[inline(always)]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> V {
@@ -61,6 +68,9 @@ impl Lanes for Portable {
     fn load_bf16(self, from: &[u8; 2 * LANES]) -> V {
         from_fn(|i| bf16_to_f32(half_at(from, i)))
     }
+
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
 
     #[inline(always)]
     fn add(self, a: V, b: V) -> V {

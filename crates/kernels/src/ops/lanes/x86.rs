@@ -11,17 +11,35 @@ pub(super) struct Avx512(());
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(());
 
+impl Avx512 {
+    /// # Safety
+    /// The machine has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C.
+    pub(super) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+impl Avx2 {
+    /// # Safety
+    /// The machine has AVX2, FMA and F16C.
+    pub(super) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
 /// # Safety
 /// The machine has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+#[inline(never)]
+unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512(()))
 }
 
 /// # Safety
 /// The machine has AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+#[inline(never)]
+unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2(()))
 }
 
@@ -36,6 +54,11 @@ macro_rules! proven {
 
 impl Lanes for Avx512 {
     type V = __m512;
+
+    #[inline(always)]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        proven!(run_avx512(kernel))
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -71,6 +94,11 @@ impl Lanes for Avx512 {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
         }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T1>(address.cast()));
     }
 
     #[inline(always)]
@@ -182,6 +210,11 @@ macro_rules! twice {
 impl Lanes for Avx2 {
     type V = [__m256; 2];
 
+    #[inline(always)]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        proven!(run_avx2(kernel))
+    }
+
     twice!(add(a, b) _mm256_add_ps(a, b));
     twice!(sub(a, b) _mm256_sub_ps(a, b));
     twice!(mul(a, b) _mm256_mul_ps(a, b));
@@ -246,6 +279,11 @@ impl Lanes for Avx2 {
             }
         };
         [widen(0), widen(1)]
+    }
+
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T1>(address.cast()));
     }
 
     #[inline(always)]

@@ -1,0 +1,265 @@
+//! Measuring attention against the machine: how much of the read bandwidth decoding reaches, and how much of the peak
+//! of fused multiply-adds prefill does. The peaks are measured beside, with the same threads.
+
+use super::{AttentionScratch, AttentionSequence, AttentionShape, Line, attention};
+use crate::Context;
+use crate::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, write_kv_run};
+use crate::ops::lanes::{Kernel, LANES, Lanes, dispatch};
+use crate::pool::WorkerPanic;
+use std::time::Instant;
+
+/// One measured kernel.
+#[derive(Clone, Debug)]
+pub struct BenchRow {
+    /// What ran.
+    pub name: String,
+    /// On what.
+    pub shape: String,
+    /// The shortest time of a call.
+    pub seconds: f64,
+    /// Bytes a call must read from memory.
+    pub bytes: u64,
+    /// Additions and multiplications a call must make.
+    pub ops: u64,
+}
+
+/// The attention of a model.
+#[derive(Clone, Copy, Debug)]
+pub struct BenchModel {
+    /// Query heads.
+    pub heads: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Values in a head.
+    pub head_dim: usize,
+    /// Layers that the calls go through in turn, so that each reads from memory and not from a cache.
+    pub layers: usize,
+}
+
+impl BenchModel {
+    /// The shape of Llama 3.2 1B.
+    pub const LLAMA_1B: Self = Self {
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 64,
+        layers: 16,
+    };
+}
+
+/// A cache of random keys and values, and what is needed to attend to it.
+pub struct AttentionBench {
+    model: BenchModel,
+    layout: KvLayout,
+    format: KvFormat,
+    blocks: Vec<Line>,
+    tokens: usize,
+    scratch: AttentionScratch,
+}
+
+impl AttentionBench {
+    /// Fills `tokens` tokens of cache; nothing for a model whose dimensions make no block.
+    pub fn new(
+        ctx: Context<'_>,
+        model: BenchModel,
+        format: KvFormat,
+        tokens: usize,
+    ) -> Option<Self> {
+        let layout = KvLayout::new(model.layers, model.kv_heads, model.head_dim).ok()?;
+        let lines_per_block = layout.block_bytes(format) / size_of::<Line>();
+        let count = tokens.div_ceil(BLOCK_TOKENS);
+        let mut blocks = vec![Line([0.0; LANES]); count * lines_per_block];
+        let mut state = 1;
+        for block in blocks.chunks_exact_mut(lines_per_block) {
+            let bytes = as_bytes_mut(block);
+            for layer in 0..model.layers {
+                let n = BLOCK_TOKENS * layout.width();
+                let (k, v) = (random(&mut state, n), random(&mut state, n));
+                write_kv_run(ctx.isa, &layout, format, layer, bytes, 0, &k, &v);
+            }
+        }
+        let scratch = AttentionScratch::new();
+        Some(Self {
+            model,
+            layout,
+            format,
+            blocks,
+            tokens: count * BLOCK_TOKENS,
+            scratch,
+        })
+    }
+
+    /// `rows` new tokens of each of `sequences` sequences, `depth` tokens being before them. Sequences that do not fit
+    /// into the cache at once share blocks.
+    ///
+    /// # Errors
+    /// If a worker panicked.
+    pub fn run(
+        &mut self,
+        ctx: Context<'_>,
+        sequences: usize,
+        depth: usize,
+        rows: usize,
+        repeats: usize,
+    ) -> Result<BenchRow, WorkerPanic> {
+        let Self {
+            model,
+            layout,
+            format,
+            blocks,
+            tokens,
+            scratch,
+        } = self;
+        let lines_per_block = layout.block_bytes(*format) / size_of::<Line>();
+        let views: Vec<KvBlock<'_>> = blocks
+            .chunks_exact(lines_per_block)
+            .map(|block| KvBlock {
+                format: *format,
+                bytes: as_bytes(block),
+            })
+            .collect();
+        let per_sequence = (depth + rows).div_ceil(BLOCK_TOKENS);
+        let places = (*tokens / BLOCK_TOKENS / per_sequence.max(1)).max(1);
+        let width = model.heads * model.head_dim;
+        let q = random(&mut 7, sequences * rows * width);
+        let mut out = vec![0.0; q.len()];
+        let mut seconds = f64::INFINITY;
+        for repeat in 0..repeats * model.layers {
+            let shape = AttentionShape {
+                layer: repeat % model.layers,
+                heads: model.heads,
+                scale: 1.0 / (model.head_dim as f32).sqrt(),
+                window: None,
+                softcap: None,
+                sinks: None,
+            };
+            let table = |i: usize| {
+                let place = (repeat / model.layers * sequences + i) % places;
+                let blocks = &views[place * per_sequence..][..per_sequence];
+                AttentionSequence {
+                    blocks,
+                    rows,
+                    first_position: depth,
+                }
+            };
+            let sequences: Vec<_> = (0..sequences).map(table).collect();
+            let start = Instant::now();
+            attention(ctx, layout, &shape, &sequences, &q, &mut out, scratch)?;
+            seconds = seconds.min(start.elapsed().as_secs_f64());
+        }
+        let name = if rows == 1 {
+            "attention decode"
+        } else {
+            "attention prefill"
+        };
+        let seen: usize = (1..=rows).map(|row| depth + row).sum();
+        Ok(BenchRow {
+            name: format!("{name} {format}"),
+            shape: format!("{sequences} x {rows} at {depth}"),
+            seconds,
+            bytes: (sequences * per_sequence * model.kv_heads * layout.tile_bytes(*format)) as u64,
+            ops: (sequences * seen * width * 4) as u64,
+        })
+    }
+
+    /// Reads the cache as fast as the threads can, in bytes a second: the best of pieces of 8 MiB, each of which takes
+    /// about as long as an attention call, `repeats` times over the whole.
+    ///
+    /// # Errors
+    /// If a worker panicked.
+    pub fn read_peak(&self, ctx: Context<'_>, repeats: usize) -> Result<f64, WorkerPanic> {
+        const PIECE: usize = 128 << 10;
+        const TASK: usize = PIECE / 32;
+        let mut best = 0.0_f64;
+        for _ in 0..repeats {
+            for piece in self.blocks.chunks(PIECE) {
+                let start = Instant::now();
+                ctx.pool.run(piece.len().div_ceil(TASK), &|task, _| {
+                    let end = piece.len().min((task + 1) * TASK);
+                    std::hint::black_box(dispatch(ctx.isa, Sum(&piece[task * TASK..end])));
+                })?;
+                best = best.max(size_of_val(piece) as f64 / start.elapsed().as_secs_f64());
+            }
+        }
+        Ok(best)
+    }
+}
+
+/// Fused multiply-adds on registers by all threads, in operations (two for each) a second: the best of `repeats`.
+///
+/// # Errors
+/// If a worker panicked.
+pub fn fma_peak(ctx: Context<'_>, repeats: usize) -> Result<f64, WorkerPanic> {
+    let threads = ctx.pool.threads();
+    let mut best = 0.0_f64;
+    for _ in 0..repeats {
+        let start = Instant::now();
+        ctx.pool.run(threads, &|_, _| {
+            std::hint::black_box(dispatch(ctx.isa, Spin));
+        })?;
+        let ops = (threads * Spin::ROUNDS * Spin::CHAINS * LANES * 2) as f64;
+        best = best.max(ops / start.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
+struct Spin;
+
+impl Spin {
+    const ROUNDS: usize = 20_000;
+    const CHAINS: usize = 12;
+}
+
+impl Kernel for Spin {
+    type Output = f32;
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) -> f32 {
+        let (a, b) = (
+            l.splat(std::hint::black_box(0.5)),
+            l.splat(std::hint::black_box(0.25)),
+        );
+        let mut sums = [l.splat(0.0); Self::CHAINS];
+        for _ in 0..Self::ROUNDS {
+            for sum in &mut sums {
+                *sum = l.fma(*sum, a, b);
+            }
+        }
+        sums.into_iter()
+            .fold(0.0, |total, sum| total + l.reduce_add(sum))
+    }
+}
+
+struct Sum<'a>(&'a [Line]);
+
+impl Kernel for Sum<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) -> f32 {
+        let mut sums = [l.splat(0.0); 8];
+        for lines in self.0.as_chunks::<8>().0 {
+            for (sum, line) in sums.iter_mut().zip(lines) {
+                *sum = l.max(*sum, l.load(&line.0));
+            }
+        }
+        sums.into_iter()
+            .fold(0.0, |total, sum| total + l.reduce_max(sum))
+    }
+}
+
+/// Uniform numbers between -1 and 1.
+fn random(state: &mut u32, n: usize) -> Vec<f32> {
+    let next = || {
+        *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (*state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    std::iter::repeat_with(next).take(n).collect()
+}
+
+fn as_bytes(lines: &[Line]) -> &[u8] {
+    // SAFETY: plain numbers without padding, read as bytes.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+}
+
+fn as_bytes_mut(lines: &mut [Line]) -> &mut [u8] {
+    // SAFETY: plain numbers without padding, any bytes of which are a number.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
+}
