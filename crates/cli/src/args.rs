@@ -298,21 +298,9 @@ pub struct BenchModelArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchKernelsArgs {
-    /// Threads that compute; as many as the process may use if left out.
+    /// Threads that compute.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Only these weight formats, such as Q4_0,Q8_0.
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = crate::bench::parse_format)]
-    pub format: Vec<neap_kernels::format::WeightFormat>,
-    /// Measure weights in the mapped file's layout too.
-    #[arg(long)]
-    pub mapped: bool,
-    /// How long each product is repeated, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = 300)]
-    pub time_ms: u64,
-    /// Instruction set to use instead of the best one.
-    #[arg(long, value_name = "NAME")]
-    pub isa: Option<neap_kernels::Isa>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
