@@ -40,6 +40,9 @@ pub enum Command {
     /// Measure speed and memory.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Measure how good a model is at remembering and at guessing.
+    #[command(subcommand)]
+    Eval(EvalCommand),
 }
 
 /// The model and what it may use.
@@ -255,6 +258,44 @@ pub struct InspectArgs {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum EvalCommand {
+    /// Whether facts are found again after a given distance.
+    Recall(EvalRecallArgs),
+    /// How well a model guesses a text, as llama.cpp's perplexity defines it.
+    Perplexity(EvalPerplexityArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct EvalRecallArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Tasks as lines of JSON with prompt, answer, distance_tokens and kind; those inside neap if left out.
+    #[arg(long, value_name = "PATH")]
+    pub tasks: Option<PathBuf>,
+    /// Tasks that are computed together.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub parallel: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalPerplexityArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[arg(short, long, value_name = "PATH")]
+    pub file: PathBuf,
+    /// Tokens of a window; the second half of each is scored.
+    #[arg(short, long, value_name = "TOKENS", default_value_t = 512)]
+    pub window: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Prefill and decode speed of a model, with memory.
     Model(BenchModelArgs),
@@ -298,9 +339,21 @@ pub struct BenchModelArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchKernelsArgs {
-    /// Threads that compute.
+    /// Threads that compute; as many as the process may use if left out.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Only these weight formats, such as Q4_0,Q8_0.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = crate::bench::parse_format)]
+    pub format: Vec<neap_kernels::format::WeightFormat>,
+    /// Measure weights in the mapped file's layout too.
+    #[arg(long)]
+    pub mapped: bool,
+    /// How long each product is repeated, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    pub time_ms: u64,
+    /// Instruction set to use instead of the best one.
+    #[arg(long, value_name = "NAME")]
+    pub isa: Option<neap_kernels::Isa>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -3,6 +3,8 @@
 mod kernels;
 mod model;
 
+pub use kernels::parse_format;
+
 use crate::args::BenchCommand;
 use crate::failure::Failure;
 

@@ -161,7 +161,8 @@ pub fn load(
     })
 }
 
-fn tokenizer(source: &ModelSource) -> Result<Tokenizer, Failure> {
+/// The tokenizer that comes with a model.
+pub fn tokenizer(source: &ModelSource) -> Result<Tokenizer, Failure> {
     match (source.gguf(), source.folder()) {
         (Some(file), _) => Ok(Tokenizer::from_gguf(file)?),
         (None, Some(folder)) => Ok(Tokenizer::from_hf_folder(folder)?),

@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod bytes;
 mod chat;
+mod eval;
 mod failure;
 mod generate;
 mod inspect;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Eval(command) => eval::run(command),
         Command::Bench(command) => bench::run(command),
     };
     match result {

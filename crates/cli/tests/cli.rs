@@ -385,6 +385,45 @@ fn measures_the_shipped_model() {
     assert_eq!(report["results"].as_array().map(Vec::len), Some(6));
 }
 
+#[test]
+fn evaluates_recall_and_perplexity() {
+    let tasks = include_str!("../../../models/recall.jsonl");
+    let few: String = tasks
+        .lines()
+        .take(3)
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let tasks = temporary("tasks.jsonl", few.as_bytes());
+    let output = neap(&[
+        "eval",
+        "recall",
+        "--json",
+        "--tasks",
+        tasks.to_str().expect("UTF-8"),
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["all"]["asked"], 3);
+    let heldout = include_str!("../../../models/heldout.txt");
+    let file = temporary("heldout.txt", heldout[..4000].as_bytes());
+    let args = [
+        "eval",
+        "perplexity",
+        "--json",
+        "--window",
+        "128",
+        "--file",
+        file.to_str().expect("UTF-8"),
+    ];
+    let output = neap(&args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let perplexity = report["perplexity"].as_f64().expect("a number");
+    // Text of the kind that the model was trained on: far below a uniform guess over 2,048 tokens.
+    assert!((1.0..20.0).contains(&perplexity), "{report}");
+    let _ = (std::fs::remove_file(tasks), std::fs::remove_file(file));
+}
+
 /// Peak memory stays within the budget and a fixed overhead, whatever the weights' packing.
 #[cfg(target_os = "linux")]
 #[test]
