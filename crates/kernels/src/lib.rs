@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 pub mod attention;
+pub mod bench;
 pub mod format;
 pub mod isa;
 pub mod kv;

@@ -143,7 +143,7 @@ pub fn matmul(
 }
 
 /// Whether products with this format are made of integer dot products.
-fn is_integer(format: WeightFormat) -> bool {
+pub(crate) fn is_integer(format: WeightFormat) -> bool {
     !format.is_float() && has_panels(format)
 }
 

@@ -5,6 +5,7 @@
 //! conversions are exact or round to nearest even. [`Shells`] then compiles the generic kernels
 //! with the instruction set's features switched on; it is the only door to them.
 
+mod peak;
 mod scalar;
 mod shells;
 
@@ -100,4 +101,23 @@ pub(crate) struct QuantizedGroup {
     pub magic: f32,
     /// Sum of codes 0 to 15 and of codes 16 to 31.
     pub sums: [i32; 2],
+}
+
+/// Asks for the cache line at `at` to be brought into the second-level cache; any address is
+/// allowed.
+#[inline(always)]
+pub(crate) fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86-64, and prefetching reads nothing that a program could see.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: prefetching is part of AArch64 and reads nothing that a program could see.
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{at}]", at = in(reg) at, options(nostack, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = at;
 }

@@ -127,6 +127,8 @@ pub(crate) trait Quantized: 'static {
     const HAS_MIN: bool;
     /// Whether codes exceed 127.
     const WIDE: bool;
+    /// Bytes of a group, where they come from memory and should be asked for ahead; else 0.
+    const STREAMED: usize;
     /// What integer sums start from, given whether wide codes are taken as signed.
     fn starts(wide_is_signed: bool) -> Starts;
 

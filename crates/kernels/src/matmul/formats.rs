@@ -4,7 +4,9 @@ use super::activation::Starts;
 use super::block::{Block, Product, Quantized};
 use super::integer::{self, expanded_bytes, expanded_mins, expanded_scales};
 use crate::format::WeightFormat;
-use crate::matrix::layout::{self, K_CODES, K_MINS, K_SCALES, Q6K_HIGH, Q6K_LOW};
+use crate::matrix::layout::{
+    self, K_FIFTH, K_PAIR, K_SHARED, PAIR_SCALES, Q4_0_PAIR, Q6K_HALF, Q6K_SCALES, Q8_0_PAIR,
+};
 use crate::matrix::pack;
 use crate::simd::{LANES, Simd};
 
@@ -35,24 +37,26 @@ impl Quantized for Q4_0 {
     const GROUP: usize = 32;
     const HAS_MIN: bool = false;
     const WIDE: bool = false;
+    const STREAMED: usize = 18 * LANES;
 
     fn starts(_: bool) -> Starts {
         Starts::Offset8
     }
 
     #[inline(always)]
-    unsafe fn codes<S: Simd>(at: *const u8, len: usize, group: usize, j: usize) -> S::B {
-        // SAFETY: four vectors of nibbles for each group, after the scales.
+    unsafe fn codes<S: Simd>(at: *const u8, _: usize, group: usize, j: usize) -> S::B {
+        // SAFETY: four vectors of nibbles for each group, after the scales of the pair.
         unsafe {
-            let bytes = S::load_b(at.add(len + group * 256 + j % 4 * 64));
+            let pair = at.add(group / 2 * Q4_0_PAIR);
+            let bytes = S::load_b(pair.add(PAIR_SCALES + group % 2 * 256 + j % 4 * 64));
             S::nibbles(bytes, j as u32 / 4 * 4)
         }
     }
 
     #[inline(always)]
     unsafe fn scales<S: Simd>(at: *const u8, _: usize, group: usize) -> S::F {
-        // SAFETY: 16 half-precision scales for each group, first of all.
-        unsafe { S::load_f16(at.add(group * 2 * LANES)) }
+        // SAFETY: 16 half-precision scales for each group, first in the pair.
+        unsafe { S::load_f16(at.add(group / 2 * Q4_0_PAIR + group % 2 * 2 * LANES)) }
     }
 
     #[inline(always)]
@@ -66,6 +70,7 @@ impl Quantized for Q8_0 {
     const GROUP: usize = 32;
     const HAS_MIN: bool = false;
     const WIDE: bool = true;
+    const STREAMED: usize = 34 * LANES;
 
     fn starts(wide_is_signed: bool) -> Starts {
         if wide_is_signed {
@@ -76,15 +81,18 @@ impl Quantized for Q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn codes<S: Simd>(at: *const u8, len: usize, group: usize, j: usize) -> S::B {
-        // SAFETY: eight vectors of codes for each group, after the scales.
-        unsafe { S::load_b(at.add(len + group * 512 + j * 64)) }
+    unsafe fn codes<S: Simd>(at: *const u8, _: usize, group: usize, j: usize) -> S::B {
+        // SAFETY: eight vectors of codes for each group, after the scales of the pair.
+        unsafe {
+            let pair = at.add(group / 2 * Q8_0_PAIR);
+            S::load_b(pair.add(PAIR_SCALES + group % 2 * 512 + j * 64))
+        }
     }
 
     #[inline(always)]
     unsafe fn scales<S: Simd>(at: *const u8, _: usize, group: usize) -> S::F {
-        // SAFETY: 16 half-precision scales for each group, first of all.
-        unsafe { S::load_f16(at.add(group * 2 * LANES)) }
+        // SAFETY: 16 half-precision scales for each group, first in the pair.
+        unsafe { S::load_f16(at.add(group / 2 * Q8_0_PAIR + group % 2 * 2 * LANES)) }
     }
 
     #[inline(always)]
@@ -97,40 +105,38 @@ impl Quantized for Q8_0 {
 /// Scales of a group of Q4_K and Q5_K.
 ///
 /// # Safety
-/// `at` is a superblock with the group, and see [`Simd`].
+/// `at` is a superblock whose pairs begin at `pairs` and which has the group; and see [`Simd`].
 #[inline(always)]
-unsafe fn k_scales<S: Simd>(at: *const u8, group: usize) -> S::F {
-    // SAFETY: f16 d[16] first, u8 scales[8][16] later.
+unsafe fn k_scales<S: Simd>(at: *const u8, pairs: usize, group: usize) -> S::F {
+    // SAFETY: f16 d[16] first of all, u8 scales[2][16] first in a pair.
     unsafe {
-        S::mul(
-            S::load_f16(at),
-            S::load_u8(at.add(K_SCALES + group * LANES)),
-        )
+        let scales = at.add(pairs + group / 2 * K_PAIR + group % 2 * LANES);
+        S::mul(S::load_f16(at), S::load_u8(scales))
     }
 }
 
 /// Minima of a group of Q4_K and Q5_K.
 ///
 /// # Safety
-/// `at` is a superblock with the group, and see [`Simd`].
+/// As [`k_scales`].
 #[inline(always)]
-unsafe fn k_mins<S: Simd>(at: *const u8, group: usize) -> S::F {
-    // SAFETY: f16 dmin[16] second, u8 mins[8][16] later.
+unsafe fn k_mins<S: Simd>(at: *const u8, pairs: usize, group: usize) -> S::F {
+    // SAFETY: f16 dmin[16] follows d, u8 mins[2][16] the scales.
     unsafe {
-        let d = S::load_f16(at.add(2 * LANES));
-        S::mul(d, S::load_u8(at.add(K_MINS + group * LANES)))
+        let mins = at.add(pairs + group / 2 * K_PAIR + (2 + group % 2) * LANES);
+        S::mul(S::load_f16(at.add(2 * LANES)), S::load_u8(mins))
     }
 }
 
-/// Nibbles of a group of Q4_K and Q5_K: two groups share a run of eight vectors.
+/// Nibbles of a group of Q4_K and Q5_K: a pair shares eight vectors.
 ///
 /// # Safety
-/// The runs of nibbles are at `at`, and see [`Simd`].
+/// As [`k_scales`].
 #[inline(always)]
-unsafe fn k_nibbles<S: Simd>(at: *const u8, group: usize, j: usize) -> S::B {
-    // SAFETY: the caller's promise.
+unsafe fn k_nibbles<S: Simd>(at: *const u8, pairs: usize, group: usize, j: usize) -> S::B {
+    // SAFETY: the nibbles follow the minima.
     unsafe {
-        let bytes = S::load_b(at.add(group / 2 * 512 + j * 64));
+        let bytes = S::load_b(at.add(pairs + group / 2 * K_PAIR + PAIR_SCALES + j * 64));
         S::nibbles(bytes, group as u32 % 2 * 4)
     }
 }
@@ -139,6 +145,7 @@ impl Quantized for Q4K {
     const GROUP: usize = 32;
     const HAS_MIN: bool = true;
     const WIDE: bool = false;
+    const STREAMED: usize = (K_SHARED + 4 * K_PAIR) / 8;
 
     fn starts(_: bool) -> Starts {
         Starts::Magic
@@ -146,20 +153,20 @@ impl Quantized for Q4K {
 
     #[inline(always)]
     unsafe fn codes<S: Simd>(at: *const u8, _: usize, group: usize, j: usize) -> S::B {
-        // SAFETY: four runs of nibbles.
-        unsafe { k_nibbles::<S>(at.add(K_CODES), group, j) }
+        // SAFETY: the superblock has the group.
+        unsafe { k_nibbles::<S>(at, K_SHARED, group, j) }
     }
 
     #[inline(always)]
     unsafe fn scales<S: Simd>(at: *const u8, _: usize, group: usize) -> S::F {
         // SAFETY: the superblock has the group.
-        unsafe { k_scales::<S>(at, group) }
+        unsafe { k_scales::<S>(at, K_SHARED, group) }
     }
 
     #[inline(always)]
     unsafe fn mins<S: Simd>(at: *const u8, _: usize, group: usize) -> S::F {
         // SAFETY: the superblock has the group.
-        unsafe { k_mins::<S>(at, group) }
+        unsafe { k_mins::<S>(at, K_SHARED, group) }
     }
 }
 
@@ -167,6 +174,7 @@ impl Quantized for Q5K {
     const GROUP: usize = 32;
     const HAS_MIN: bool = true;
     const WIDE: bool = false;
+    const STREAMED: usize = (K_SHARED + K_FIFTH + 4 * K_PAIR) / 8;
 
     fn starts(_: bool) -> Starts {
         Starts::Magic
@@ -174,23 +182,23 @@ impl Quantized for Q5K {
 
     #[inline(always)]
     unsafe fn codes<S: Simd>(at: *const u8, _: usize, group: usize, j: usize) -> S::B {
-        // SAFETY: eight vectors of fifth bits, bit g for group g, then four runs of nibbles.
+        // SAFETY: eight vectors of fifth bits, bit g for group g, before the pairs.
         unsafe {
-            let low = k_nibbles::<S>(at.add(K_CODES + 512), group, j);
-            S::join_bits::<1>(low, S::load_b(at.add(K_CODES + j * 64)), group as u32)
+            let low = k_nibbles::<S>(at, K_SHARED + K_FIFTH, group, j);
+            S::join_bits::<1>(low, S::load_b(at.add(K_SHARED + j * 64)), group as u32)
         }
     }
 
     #[inline(always)]
     unsafe fn scales<S: Simd>(at: *const u8, _: usize, group: usize) -> S::F {
         // SAFETY: the superblock has the group.
-        unsafe { k_scales::<S>(at, group) }
+        unsafe { k_scales::<S>(at, K_SHARED + K_FIFTH, group) }
     }
 
     #[inline(always)]
     unsafe fn mins<S: Simd>(at: *const u8, _: usize, group: usize) -> S::F {
         // SAFETY: the superblock has the group.
-        unsafe { k_mins::<S>(at, group) }
+        unsafe { k_mins::<S>(at, K_SHARED + K_FIFTH, group) }
     }
 }
 
@@ -198,6 +206,7 @@ impl Quantized for Q6K {
     const GROUP: usize = 16;
     const HAS_MIN: bool = false;
     const WIDE: bool = false;
+    const STREAMED: usize = (K_SHARED + 2 * Q6K_HALF) / 16;
 
     fn starts(_: bool) -> Starts {
         Starts::Offset32By16
@@ -209,10 +218,13 @@ impl Quantized for Q6K {
         // 0 to 63 of a half have the low nibbles, 64 to 127 the high ones; columns l, l + 32,
         // l + 64 and l + 96 share a byte of upper bits.
         unsafe {
-            let (half, within) = (group / 8, group % 8);
-            let low = S::load_b(at.add(Q6K_LOW + (half * 16 + within % 4 * 4 + j) * 64));
+            let (half, within) = (at.add(K_SHARED + group / 8 * Q6K_HALF), group % 8);
+            let at = half.add(Q6K_SCALES);
+            // Runs of four vectors: upper 0, nibbles 0, upper 1, nibbles 1, nibbles 2, nibbles 3.
+            let run = [1, 3, 4, 5][within % 4];
+            let low = S::load_b(at.add((run * 4 + j) * 64));
             let low = S::nibbles(low, within as u32 / 4 * 4);
-            let high = S::load_b(at.add(Q6K_HIGH + (half * 8 + within % 2 * 4 + j) * 64));
+            let high = S::load_b(at.add((within % 2 * 8 + j) * 64));
             S::join_bits::<3>(low, high, within as u32 / 2 * 2)
         }
     }
@@ -221,7 +233,7 @@ impl Quantized for Q6K {
     unsafe fn scales<S: Simd>(at: *const u8, _: usize, group: usize) -> S::F {
         // SAFETY: f16 d[16] first, i8 scales[16][16] after a gap.
         unsafe {
-            let scales = S::load_i8(at.add(64 + group * LANES));
+            let scales = S::load_i8(at.add(K_SHARED + group / 8 * Q6K_HALF + group % 8 * LANES));
             S::mul(S::load_f16(at), scales)
         }
     }
@@ -239,6 +251,7 @@ impl<const GROUP: usize, const HAS_MIN: bool, const WIDE: bool> Quantized
     const GROUP: usize = GROUP;
     const HAS_MIN: bool = HAS_MIN;
     const WIDE: bool = WIDE;
+    const STREAMED: usize = 0;
 
     fn starts(wide_is_signed: bool) -> Starts {
         match (GROUP, HAS_MIN, WIDE) {

@@ -3,7 +3,7 @@
 use super::activation::GROUP_LEN;
 use super::block::{Product, Quantized};
 use crate::matrix::layout::SUPERBLOCK;
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch};
 
 /// An array of what the expression gives for each panel. A loop rather than a closure: closures are
 /// not sure to be compiled with the instruction set's features.
@@ -19,6 +19,11 @@ macro_rules! each {
     }};
 }
 pub(super) use each;
+
+/// How far ahead weights are asked for. The hardware's own prefetching starts anew at every page of
+/// 4 KiB and stays close to the loads; two pages ahead measured best on Zen 4, alone and with two
+/// threads, at every format and number of rows.
+pub(super) const PREFETCH_BYTES: usize = 8192;
 
 /// What a group's step reads of the activations of a tile.
 #[derive(Clone, Copy)]
@@ -114,6 +119,12 @@ unsafe fn add_superblock<S: Simd, F: Quantized, const R: usize, const W: usize>(
     sums: &mut [[S::F; R]; W],
 ) {
     for group in 0..len / F::GROUP {
+        for panel in panels {
+            let ahead = panel.wrapping_add(group * F::STREAMED + PREFETCH_BYTES);
+            for line in (0..F::STREAMED).step_by(64) {
+                prefetch(ahead.wrapping_add(line));
+            }
+        }
         // SAFETY: every group is within the superblock.
         unsafe { add_group::<S, F, R, W>(panels, len, group, x, sums) }
     }

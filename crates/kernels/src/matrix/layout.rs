@@ -6,14 +6,19 @@
 //! with four activations serves all 16 rows.
 //!
 //! ```text
-//! Q4_0   f16 scale[g][16]                     | nibbles[g][4][16][4]: columns 4j and 4j + 16 of a group
-//! Q8_0   f16 scale[g][16]                     | codes[g][8][16][4], xor 0x80
-//! Q4_K   f16 d[16], dmin[16], u8 scale[8][16], min[8][16] | nibbles[4][8][16][4]: two groups each
-//! Q5_K   as Q4_K                              | fifth bits[8][16][4], then nibbles as Q4_K
-//! Q6_K   f16 d[16], 32 bytes nothing, i8 scale[16][16] | nibbles[32][16][4], upper bits[16][16][4]
-//! F16 .. nothing                              | values[k][16]
+//! Q4_0   2 groups: f16 scale[2][16] | nibbles[2][4][16][4], columns 4j and 4j + 16 of a group
+//! Q8_0   2 groups: f16 scale[2][16] | codes[2][8][16][4], xor 0x80
+//! Q4_K   f16 d[16], dmin[16], then
+//!        2 groups: u8 scale[2][16], min[2][16] | nibbles[8][16][4], a group low, a group high
+//! Q5_K   f16 d[16], dmin[16] | fifth bits[8][16][4], bit g of group g, then
+//!        2 groups: as Q4_K
+//! Q6_K   f16 d[16], 32 bytes nothing, then
+//!        128 columns: i8 scale[8][16] | upper bits, nibbles (4 vectors each), the same once more,
+//!        and 8 vectors of nibbles
+//! F16 .. values[k][16]
 //! ```
 //!
+//! A kernel goes through a panel from its beginning to its end, so that memory can be read ahead.
 //! The bytes are as many as in the file, but for the scales of Q4_K and Q5_K, which are 8 bits
 //! instead of 6 (2.8 % and 2.3 %), the gap of Q6_K (1 %), and what fills up the last panel and the
 //! last cache line of a panel. Formats without a layout of their own stay as rows.
@@ -26,16 +31,22 @@ pub(crate) const SUPERBLOCK: usize = 256;
 /// Panels begin at multiples of this.
 const LINE: usize = 64;
 
-/// Where the scales of a superblock of Q4_K or Q5_K stand, and its minima, and the rest.
-pub(crate) const K_SCALES: usize = 64;
-/// See [`K_SCALES`].
-pub(crate) const K_MINS: usize = K_SCALES + 8 * LANES;
-/// See [`K_SCALES`].
-pub(crate) const K_CODES: usize = K_MINS + 8 * LANES;
-/// Where the nibbles of Q6_K stand.
-pub(crate) const Q6K_LOW: usize = 64 + 16 * LANES;
-/// Where the upper bits of Q6_K stand.
-pub(crate) const Q6K_HIGH: usize = Q6K_LOW + 128 * LANES;
+/// Bytes of two groups of Q4_0: scales, then codes.
+pub(crate) const Q4_0_PAIR: usize = 4 * LANES + 2 * 16 * LANES;
+/// Bytes of two groups of Q8_0: scales, then codes.
+pub(crate) const Q8_0_PAIR: usize = 4 * LANES + 2 * 32 * LANES;
+/// Bytes of the scales of two groups, of any of these formats.
+pub(crate) const PAIR_SCALES: usize = 4 * LANES;
+/// Bytes of two groups of Q4_K and Q5_K: scales and minima, then nibbles.
+pub(crate) const K_PAIR: usize = PAIR_SCALES + 32 * LANES;
+/// Bytes of what is shared by a superblock: d and dmin.
+pub(crate) const K_SHARED: usize = 4 * LANES;
+/// Bytes of the fifth bits of Q5_K.
+pub(crate) const K_FIFTH: usize = 32 * LANES;
+/// Bytes of 128 columns of Q6_K.
+pub(crate) const Q6K_HALF: usize = (8 + 32 + 64) * LANES;
+/// Bytes of their scales.
+pub(crate) const Q6K_SCALES: usize = 8 * LANES;
 
 /// Whether a format has a panel layout; others are kept as rows.
 pub(crate) fn has_panels(format: WeightFormat) -> bool {
@@ -56,25 +67,18 @@ pub(crate) fn has_panels(format: WeightFormat) -> bool {
     }
 }
 
-/// Bytes that a column of a panel takes, where they are the same for all; for the K formats, whose
-/// superblocks are always whole, see [`superblock_bytes`].
-const fn column_bytes_of_32(format: WeightFormat) -> usize {
-    match format {
-        WeightFormat::F32 => 32 * 4 * LANES,
-        WeightFormat::F16 | WeightFormat::BF16 => 32 * 2 * LANES,
-        WeightFormat::Q8_0 => 34 * LANES,
-        _ => 18 * LANES,
-    }
-}
-
 /// Bytes of a superblock of `cols` columns (at most [`SUPERBLOCK`]).
 pub(crate) const fn superblock_bytes(format: WeightFormat, cols: usize) -> usize {
+    // The scales of a group that lacks its second are followed by nothing.
+    let pairs = cols.div_ceil(64);
     match format {
-        WeightFormat::Q4K => K_CODES + 128 * LANES,
-        WeightFormat::Q5K => K_CODES + (32 + 128) * LANES,
-        WeightFormat::Q6K => Q6K_HIGH + 64 * LANES,
-        // Exact for every number of columns: of quantized formats they are multiples of 32.
-        _ => cols * column_bytes_of_32(format) / 32,
+        WeightFormat::F32 => cols * 4 * LANES,
+        WeightFormat::F16 | WeightFormat::BF16 => cols * 2 * LANES,
+        WeightFormat::Q8_0 => pairs * PAIR_SCALES + cols * LANES,
+        WeightFormat::Q4K => K_SHARED + 4 * K_PAIR,
+        WeightFormat::Q5K => K_SHARED + K_FIFTH + 4 * K_PAIR,
+        WeightFormat::Q6K => K_SHARED + 2 * Q6K_HALF,
+        _ => pairs * PAIR_SCALES + cols * LANES / 2,
     }
 }
 

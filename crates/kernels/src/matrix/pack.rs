@@ -4,7 +4,9 @@
 //! the panel as they are: packing is a transposition of 32-bit words.
 
 use crate::format::unpack_scales_words;
-use crate::matrix::layout::{K_CODES, K_MINS, K_SCALES, Q6K_HIGH, Q6K_LOW};
+use crate::matrix::layout::{
+    K_FIFTH, K_PAIR, K_SHARED, PAIR_SCALES, Q4_0_PAIR, Q6K_HALF, Q6K_SCALES, Q8_0_PAIR,
+};
 use crate::simd::{LANES, Simd};
 
 /// Transposes `16 * pieces` bytes at `skip` of each row to `to`.
@@ -48,12 +50,16 @@ unsafe fn half_of_each(rows: &[*const u8; LANES], skip: usize, to: *mut u8) {
 /// See [`Block::pack`](crate::matmul::block::Block::pack).
 #[inline(always)]
 pub(crate) unsafe fn q4_0<S: Simd>(rows: &[*const u8; LANES], len: usize, to: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe { clear_odd_scales(len, to, Q4_0_PAIR) };
     for g in 0..len / 32 {
-        // SAFETY: a block of 18 bytes for each group; 2 bytes of scales for each group and row,
-        // then 16 bytes of nibbles.
+        // SAFETY: a block of 18 bytes for each group; a pair has the scales of both, then the
+        // nibbles, 16 bytes of each row.
         unsafe {
-            half_of_each(rows, g * 18, to.add(g * 2 * LANES));
-            transpose::<S>(rows, g * 18 + 2, 1, to.add(len + g * 16 * LANES), 0);
+            let (pair, half) = (to.add(g / 2 * Q4_0_PAIR), g % 2);
+            half_of_each(rows, g * 18, pair.add(half * 2 * LANES));
+            let codes = pair.add(PAIR_SCALES + half * 16 * LANES);
+            transpose::<S>(rows, g * 18 + 2, 1, codes, 0);
         }
     }
 }
@@ -62,37 +68,59 @@ pub(crate) unsafe fn q4_0<S: Simd>(rows: &[*const u8; LANES], len: usize, to: *m
 /// See [`Block::pack`](crate::matmul::block::Block::pack).
 #[inline(always)]
 pub(crate) unsafe fn q8_0<S: Simd>(rows: &[*const u8; LANES], len: usize, to: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe { clear_odd_scales(len, to, Q8_0_PAIR) };
     for g in 0..len / 32 {
-        // SAFETY: a block of 34 bytes for each group; 2 bytes of scales for each group and row,
-        // then 32 bytes of codes.
+        // SAFETY: a block of 34 bytes for each group; a pair has the scales of both, then the
+        // codes, 32 bytes of each row.
         unsafe {
-            half_of_each(rows, g * 34, to.add(g * 2 * LANES));
-            transpose::<S>(rows, g * 34 + 2, 2, to.add(len + g * 32 * LANES), 0x80);
+            let (pair, half) = (to.add(g / 2 * Q8_0_PAIR), g % 2);
+            half_of_each(rows, g * 34, pair.add(half * 2 * LANES));
+            let codes = pair.add(PAIR_SCALES + half * 32 * LANES);
+            transpose::<S>(rows, g * 34 + 2, 2, codes, 0x80);
         }
     }
 }
 
-/// The scales and minima of Q4_K and Q5_K.
+/// Clears the place of the scales that the last of an odd number of groups leaves free.
 ///
 /// # Safety
-/// Each row has a block, and `K_CODES` bytes can be written at `to`.
+/// `to` has room for pairs of `len` columns.
 #[inline(always)]
-unsafe fn k_scales(rows: &[*const u8; LANES], to: *mut u8) {
-    // SAFETY: f16 d and dmin, then 12 bytes of scales and minima.
+unsafe fn clear_odd_scales(len: usize, to: *mut u8, pair: usize) {
+    if len / 32 % 2 == 1 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            to.add(len / 64 * pair + 2 * LANES)
+                .write_bytes(0, 2 * LANES)
+        }
+    }
+}
+
+/// d, dmin, and the pairs of groups of Q4_K and Q5_K, whose nibbles are at `nibbles` of a row.
+///
+/// # Safety
+/// Each row has a block; `to` has room for a superblock whose pairs begin at `pairs`; and see
+/// [`Simd`].
+#[inline(always)]
+unsafe fn k_pairs<S: Simd>(rows: &[*const u8; LANES], nibbles: usize, to: *mut u8, pairs: usize) {
+    // SAFETY: f16 d and dmin, then 12 bytes of scales and minima; 32 bytes of nibbles for a pair.
     unsafe {
         half_of_each(rows, 0, to);
         half_of_each(rows, 2, to.add(2 * LANES));
+        let to = to.add(pairs);
         for (lane, row) in rows.iter().enumerate() {
-            let words = row
-                .add(4)
-                .cast::<[[u8; 4]; 3]>()
-                .read()
-                .map(u32::from_le_bytes);
-            let (scales, mins) = unpack_scales_words(words);
+            let words = row.add(4).cast::<[[u8; 4]; 3]>().read();
+            let (scales, mins) = unpack_scales_words(words.map(u32::from_le_bytes));
             for g in 0..8 {
-                *to.add(K_SCALES + g * LANES + lane) = scales[g];
-                *to.add(K_MINS + g * LANES + lane) = mins[g];
+                let to = to.add(g / 2 * K_PAIR + g % 2 * LANES + lane);
+                *to = scales[g];
+                *to.add(2 * LANES) = mins[g];
             }
+        }
+        for pair in 0..4 {
+            let to = to.add(pair * K_PAIR + PAIR_SCALES);
+            transpose::<S>(rows, nibbles + pair * 32, 2, to, 0);
         }
     }
 }
@@ -102,10 +130,7 @@ unsafe fn k_scales(rows: &[*const u8; LANES], to: *mut u8) {
 #[inline(always)]
 pub(crate) unsafe fn q4k<S: Simd>(rows: &[*const u8; LANES], _: usize, to: *mut u8) {
     // SAFETY: a block has 16 bytes of scales, then 128 of nibbles.
-    unsafe {
-        k_scales(rows, to);
-        transpose::<S>(rows, 16, 8, to.add(K_CODES), 0);
-    }
+    unsafe { k_pairs::<S>(rows, 16, to, K_SHARED) }
 }
 
 /// # Safety
@@ -114,8 +139,8 @@ pub(crate) unsafe fn q4k<S: Simd>(rows: &[*const u8; LANES], _: usize, to: *mut 
 pub(crate) unsafe fn q5k<S: Simd>(rows: &[*const u8; LANES], _: usize, to: *mut u8) {
     // SAFETY: a block has 16 bytes of scales, 32 of fifth bits, then 128 of nibbles.
     unsafe {
-        k_scales(rows, to);
-        transpose::<S>(rows, 16, 10, to.add(K_CODES), 0);
+        k_pairs::<S>(rows, 48, to, K_SHARED + K_FIFTH);
+        transpose::<S>(rows, 16, 2, to.add(K_SHARED), 0);
     }
 }
 
@@ -127,14 +152,28 @@ pub(crate) unsafe fn q6k<S: Simd>(rows: &[*const u8; LANES], _: usize, to: *mut 
     unsafe {
         half_of_each(rows, 208, to);
         to.add(2 * LANES).write_bytes(0, 2 * LANES);
-        for (lane, row) in rows.iter().enumerate() {
-            let scales = row.add(192).cast::<[u8; 16]>().read();
-            for (g, scale) in scales.into_iter().enumerate() {
-                *to.add(64 + g * LANES + lane) = scale;
+        for half in 0..2 {
+            let to = to.add(K_SHARED + half * Q6K_HALF);
+            for (lane, row) in rows.iter().enumerate() {
+                let scales = row.add(192 + half * 8).cast::<[u8; 8]>().read();
+                for (g, scale) in scales.into_iter().enumerate() {
+                    *to.add(g * LANES + lane) = scale;
+                }
             }
+            let to = to.add(Q6K_SCALES);
+            for (run, piece) in [
+                128 + half * 32,
+                half * 64,
+                128 + half * 32 + 16,
+                half * 64 + 16,
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                transpose::<S>(rows, piece, 1, to.add(run * 256), 0);
+            }
+            transpose::<S>(rows, half * 64 + 32, 2, to.add(4 * 256), 0);
         }
-        transpose::<S>(rows, 0, 8, to.add(Q6K_LOW), 0);
-        transpose::<S>(rows, 128, 4, to.add(Q6K_HIGH), 0);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The generic kernels compiled for each instruction set, and the choice among them.
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, peak};
 use crate::Isa;
 use crate::matmul::activation::Activations;
 use crate::matmul::block::{Block, Product};
@@ -19,6 +19,10 @@ pub(crate) trait Shells: Simd {
     unsafe fn pack<B: Block>(rows: &[*const u8; LANES], len: usize, to: *mut u8);
     /// [`Activations::write_tile`].
     unsafe fn write_tile(to: &Activations, x: *const f32, row: usize, width: usize);
+    /// [`peak::dots`].
+    unsafe fn dot_peak(rounds: u64) -> u64;
+    /// [`peak::multiply_adds`].
+    unsafe fn multiply_add_peak(rounds: u64) -> u64;
 }
 
 macro_rules! shells {
@@ -63,6 +67,26 @@ macro_rules! shells {
                 // SAFETY: the caller's promise.
                 unsafe { shell(to, x, row, width) }
             }
+
+            unsafe fn dot_peak(rounds: u64) -> u64 {
+                $(#[target_feature(enable = $features)])?
+                unsafe fn shell(rounds: u64) -> u64 {
+                    // SAFETY: the caller's promise.
+                    unsafe { peak::dots::<$isa>(rounds) }
+                }
+                // SAFETY: the caller's promise.
+                unsafe { shell(rounds) }
+            }
+
+            unsafe fn multiply_add_peak(rounds: u64) -> u64 {
+                $(#[target_feature(enable = $features)])?
+                unsafe fn shell(rounds: u64) -> u64 {
+                    // SAFETY: the caller's promise.
+                    unsafe { peak::multiply_adds::<$isa>(rounds) }
+                }
+                // SAFETY: the caller's promise.
+                unsafe { shell(rounds) }
+            }
         }
     };
 }
@@ -101,6 +125,10 @@ pub(crate) struct Kernels {
     pub run_strip: unsafe fn(&Strip<'_>),
     /// [`strip::pack_panel`].
     pub pack_panel: unsafe fn(&crate::matrix::MatrixRef<'_>, usize, &mut [u8]),
+    /// [`peak::dots`].
+    pub dot_peak: unsafe fn(u64) -> u64,
+    /// [`peak::multiply_adds`].
+    pub multiply_add_peak: unsafe fn(u64) -> u64,
 }
 
 impl Kernels {
@@ -113,6 +141,8 @@ impl Kernels {
             write_tile: S::write_tile,
             run_strip: strip::run::<S>,
             pack_panel: strip::pack_panel::<S>,
+            dot_peak: S::dot_peak,
+            multiply_add_peak: S::multiply_add_peak,
         }
     }
 }
