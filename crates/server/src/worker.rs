@@ -190,6 +190,10 @@ impl<D: Decoder> Worker<D> {
                 break;
             }
             self.cancel_abandoned();
+            if self.engine.is_idle() && self.engine.budget().excess() > 0 {
+                // A step would do this, but an idle engine has none.
+                self.engine.cache_mut().shrink(clock_ms());
+            }
             let events = self.engine.step(clock_ms());
             self.deliver(events);
             if self.engine.is_idle() || self.published.elapsed() >= PUBLISH_EVERY {
@@ -208,10 +212,7 @@ impl<D: Decoder> Worker<D> {
         let mut next = if self.engine.is_idle() {
             match self.inbox.recv_timeout(IDLE_TICK) {
                 Ok(message) => Some(message),
-                Err(RecvTimeoutError::Timeout) => {
-                    self.engine.cache_mut().shrink(clock_ms());
-                    None
-                }
+                Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
         } else {

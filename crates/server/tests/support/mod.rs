@@ -1,0 +1,247 @@
+//! A server on a fake model, and a client that reads what really goes over the wire.
+
+#![allow(dead_code, reason = "not every test file uses everything")]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use neap_engine::{Engine, EngineConfig};
+use neap_memory::cache::{CacheOptions, KvCache};
+use neap_memory::{Budget, KvPool};
+use neap_model::chat::ChatTemplate;
+use neap_model::decoder::{Decoder, DecoderLimits, SequenceChunk, StepError};
+use neap_model::source::ModelSource;
+use neap_model::tokenizer::Tokenizer;
+use neap_server::{Options, Running, ServedModel, start};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+pub const BLOCK_TOKENS: usize = 32;
+pub const BLOCK_BYTES: usize = 64 << 10;
+pub const CONTEXT: usize = 4096;
+
+/// Its next token is a hash of every token that it reads back from the KV blocks: a wrong, stale or lost block
+/// changes what follows.
+pub struct FakeDecoder {
+    ids: Vec<u32>,
+    vocab_size: usize,
+    logits: Vec<f32>,
+    step: Duration,
+}
+
+impl Decoder for FakeDecoder {
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn context_tokens(&self) -> usize {
+        CONTEXT
+    }
+
+    fn limits(&self) -> DecoderLimits {
+        DecoderLimits {
+            batch_tokens: 512,
+            logit_rows: 32,
+        }
+    }
+
+    fn forward(&mut self, batch: &mut [SequenceChunk<'_>]) -> Result<&mut [f32], StepError> {
+        std::thread::sleep(self.step);
+        self.logits.clear();
+        for chunk in batch.iter_mut() {
+            let start = chunk.table.len_tokens();
+            for (i, &token) in chunk.tokens.iter().enumerate() {
+                let (block, slot) = ((start + i) / BLOCK_TOKENS, (start + i) % BLOCK_TOKENS);
+                chunk.table.block_mut(block)[slot * 4..slot * 4 + 4]
+                    .copy_from_slice(&token.to_le_bytes());
+            }
+            let end = start + chunk.tokens.len();
+            let hash = (0..end).fold(0xcbf2_9ce4_8422_2325_u64, |h, i| {
+                let bytes = &chunk.table.block(i / BLOCK_TOKENS)[i % BLOCK_TOKENS * 4..][..4];
+                let token = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                (h ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
+            });
+            let next = self.ids[(hash >> 33) as usize % self.ids.len()];
+            for _ in 0..chunk.logits.rows(chunk.tokens.len()) {
+                let first = self.logits.len();
+                self.logits.resize(first + self.vocab_size, 0.0);
+                self.logits[first + next as usize] = 12.0;
+            }
+            chunk.table.advance(chunk.tokens.len());
+        }
+        Ok(&mut self.logits)
+    }
+}
+
+pub struct Setup {
+    pub options: Options,
+    /// How long a step takes.
+    pub step: Duration,
+    pub parallel: usize,
+    pub blocks: u64,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            options: Options {
+                port: 0,
+                ..Options::default()
+            },
+            step: Duration::ZERO,
+            parallel: 8,
+            blocks: 1024,
+        }
+    }
+}
+
+pub struct Server {
+    pub running: Running,
+    pub address: SocketAddr,
+    pub budget: Budget,
+    /// Charged before anything ran: what is no cached block.
+    pub fixed_bytes: u64,
+}
+
+pub async fn serve(setup: Setup) -> Server {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/neap-tiny.gguf");
+    let tokenizer = Tokenizer::from_source(&ModelSource::open(&path).unwrap()).unwrap();
+    let decoder = FakeDecoder {
+        // Words of plain text, so that a stream and an answer can be told apart by nothing else.
+        ids: (0..tokenizer.vocab_size() as u32)
+            .filter(|&id| {
+                let bytes = tokenizer.token_bytes(id).unwrap_or_default();
+                !tokenizer.is_special(id) && bytes.iter().all(|b| matches!(b, b' ' | b'a'..=b'z'))
+            })
+            .collect(),
+        vocab_size: tokenizer.vocab_size(),
+        logits: Vec::new(),
+        step: setup.step,
+    };
+    let budget = Budget::new(1 << 40);
+    let pool = KvPool::new(&budget, BLOCK_BYTES, BLOCK_TOKENS);
+    let config = EngineConfig {
+        max_running: setup.parallel,
+        secret: [9; 32],
+        ..EngineConfig::default()
+    };
+    let cache = KvCache::new(&pool, CacheOptions::new(config.fingerprint)).unwrap();
+    let fixed_bytes = budget.charged();
+    budget.set_limit(fixed_bytes + setup.blocks * BLOCK_BYTES as u64);
+    let model = ServedModel {
+        id: "tiny".into(),
+        created: 1,
+        context_tokens: CONTEXT,
+        template: ChatTemplate::fallback(&tokenizer).unwrap(),
+        tokenizer: tokenizer.clone(),
+    };
+    let engine = Engine::new(decoder, Some(tokenizer), cache, config);
+    let running = start(engine, model, setup.options).await.unwrap();
+    Server {
+        address: running.address,
+        running,
+        budget,
+        fixed_bytes,
+    }
+}
+
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body)
+            .unwrap_or_else(|why| panic!("{why} in {} {}", self.status, self.body))
+    }
+
+    /// The data of each server-sent event.
+    pub fn events(&self) -> Vec<&str> {
+        let events = self.body.split("\n\n").filter(|e| !e.is_empty());
+        events.map(|e| e.strip_prefix("data: ").unwrap()).collect()
+    }
+
+    /// The chunks of a stream that ended as it should.
+    pub fn chunks(&self) -> Vec<Value> {
+        let mut events = self.events();
+        assert_eq!(events.pop(), Some("[DONE]"), "{}", self.body);
+        let parse = |e: &str| serde_json::from_str(e).unwrap();
+        events.into_iter().map(parse).collect()
+    }
+}
+
+impl Server {
+    pub async fn send(&self, method: &str, path: &str, head: &str, body: &str) -> Answer {
+        let mut stream = self.open(method, path, head, body).await;
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).await.unwrap();
+        parse(&bytes)
+    }
+
+    /// Sends a request and does not read the answer.
+    pub async fn open(&self, method: &str, path: &str, head: &str, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n{head}\r\n{body}",
+            self.address,
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, "", "").await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.send("POST", path, "", &body.to_string()).await
+    }
+
+    /// What `/memory` says, once `wanted` holds of it.
+    pub async fn memory_when(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        for _ in 0..500 {
+            let memory = self.get("/memory").await.json();
+            if wanted(&memory) {
+                return memory;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("not in time: {}", self.get("/memory").await.body);
+    }
+}
+
+pub fn parse(bytes: &[u8]) -> Answer {
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
+    let chunked = head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked");
+    Answer {
+        status: status.unwrap_or_else(|| panic!("no status in {text:?}")),
+        head: head.to_owned(),
+        body: if chunked {
+            dechunk(body)
+        } else {
+            body.to_owned()
+        },
+    }
+}
+
+fn dechunk(mut body: &str) -> String {
+    let mut out = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        if size == 0 {
+            break;
+        }
+        out.push_str(&rest[..size]);
+        body = &rest[size + 2..];
+    }
+    out
+}
