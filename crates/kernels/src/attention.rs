@@ -8,8 +8,8 @@
 //! the same operations whichever way work is divided:
 //!
 //! * a score is one chain of fused multiply-adds over `head_dim`, lanes being tokens;
-//! * a block's probabilities are relative to the running maximum, which changes only if the block exceeds it; the
-//!   values are added in the order of tokens, lanes being dimensions;
+//! * a block's probabilities are relative to a running reference, which is raised to the block's maximum only if that
+//!   is much higher; the values are added in the order of tokens, lanes being dimensions;
 //! * every [`SPLIT_TOKENS`] tokens of context a new running state is begun, and the states are merged from the first to
 //!   the last. The boundaries are fixed positions, so they may be computed by different threads, or not.
 //!

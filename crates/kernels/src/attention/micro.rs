@@ -24,6 +24,9 @@ const _: () = assert!(
 /// Query rows that go through an inner loop together, at most: with two vectors of scores or four of values each, their
 /// sums fill half of 32 registers.
 pub(super) const ROWS: usize = 4;
+/// How far, in units of log₂, scores may exceed what probabilities are relative to before it is raised (as
+/// FlashAttention 4 does): raising is rare after a row's first block, and sums of powers up to 2⁸ lose no precision.
+const SLACK: f32 = 8.0;
 /// Vectors of a head's dimensions that go through an inner loop together, at most.
 const COLUMNS: usize = 4;
 
@@ -49,12 +52,7 @@ impl Visible {
         (first.min(BLOCK_TOKENS), end.min(BLOCK_TOKENS))
     }
 
-    /// Whether all of `queries` rows see the whole block. Rows are in rising order.
-    pub(super) fn all(&self, queries: usize) -> bool {
-        self.range(0).1 == BLOCK_TOKENS && self.range(queries - 1).0 == 0
-    }
-
-    /// Whether any of some rows sees any token of the block.
+    /// Whether any of some rows sees any token of the block. Rows are in rising order.
     #[inline(always)]
     fn any(&self, first_query: usize, count: usize) -> bool {
         self.range(first_query + count - 1).1 > 0 && self.range(first_query).0 < BLOCK_TOKENS
@@ -145,7 +143,7 @@ impl Rows<'_> {
     fn check(&self, head_dim: usize) {
         let (count, lines) = (self.state.len(), head_lines(head_dim));
         assert!(self.queries.len() == count * lines && self.state.sums.len() == count * lines);
-        assert!(self.state.lane_sums.len() == count && self.state.maxima.len() == count);
+        assert!(self.state.lane_sums.len() == count && self.state.references.len() == count);
         assert!(self.probabilities.len() >= ROWS * TOKEN_VECTORS);
     }
 
@@ -231,16 +229,35 @@ impl Rows<'_> {
                     hide(l, &mut scores[r], visible.range(query + r));
                 }
             }
-            let maxima = self.state.maxima.as_mut_ptr().add(first + query);
-            let lane_sums = self.state.lane_sums.as_mut_ptr().add(first + query);
-            let sums = self.state.sums.as_mut_ptr().add((first + query) * lines);
+            let rows = first + query..first + query + R;
+            let slack = l.splat(SLACK);
+            let mut higher = 0;
+            for r in 0..R {
+                let reference = l.load(&self.state.references.get_unchecked(rows.start + r).0);
+                let highest = l.max(scores[r][0], scores[r][1]);
+                higher |= l.greater(highest, l.add(reference, slack));
+            }
+            if higher != 0 {
+                for r in 0..R {
+                    l.store(scores[r][0], &mut self.probabilities[2 * r].0);
+                    l.store(scores[r][1], &mut self.probabilities[2 * r + 1].0);
+                }
+                l.vectorize_seldom(RaiseReferences {
+                    scores: &self.probabilities[..2 * R],
+                    references: &mut self.state.references[rows.clone()],
+                    lane_sums: &mut self.state.lane_sums[rows.clone()],
+                    sums: &mut self.state.sums[rows.start * lines..rows.end * lines],
+                });
+            }
+            let references = self.state.references.as_ptr().add(rows.start);
+            let lane_sums = self.state.lane_sums.as_mut_ptr().add(rows.start);
+            let sums = self.state.sums.as_mut_ptr().add(rows.start * lines);
             let probabilities = self.probabilities.as_mut_ptr();
-            let factors = raise_maxima(l, &scores, maxima, lane_sums);
             // All exponentials first, then what is done with them: they are independent and hide each other's latency.
             for r in 0..R {
-                let maximum = l.load(&(*maxima.add(r)).0);
-                scores[r][0] = math::exp2(l, l.sub(scores[r][0], maximum));
-                scores[r][1] = math::exp2(l, l.sub(scores[r][1], maximum));
+                let reference = l.load(&(*references.add(r)).0);
+                scores[r][0] = math::exp2(l, l.sub(scores[r][0], reference));
+                scores[r][1] = math::exp2(l, l.sub(scores[r][1], reference));
             }
             for r in 0..R {
                 let sum = l.add(l.load(&(*lane_sums.add(r)).0), scores[r][0]);
@@ -252,7 +269,6 @@ impl Rows<'_> {
                 probabilities: probabilities.cast(),
                 sums,
                 lines,
-                factors,
             };
             let mut column = 0;
             while column < lines {
@@ -281,7 +297,7 @@ impl Rows<'_> {
             l.store(scores[r][0], &mut self.probabilities[2 * r].0);
             l.store(scores[r][1], &mut self.probabilities[2 * r + 1].0);
         }
-        l.vectorize(Cap {
+        l.vectorize_seldom(Cap {
             scores: &mut self.probabilities[..2 * R],
             cap,
         });
@@ -355,40 +371,44 @@ fn hide<L: Lanes>(l: L, scores: &mut [L::V; TOKEN_VECTORS], (start, end): (usize
     }
 }
 
-/// Raises the running maxima to those of new scores. Where one rises, multiplies the sums of probabilities, and returns
-/// what the sums of values are to be multiplied with.
-///
-/// # Safety
-/// The pointers are to `R` lines each, which nothing else refers to.
-#[inline(always)]
-unsafe fn raise_maxima<L: Lanes, const R: usize>(
-    l: L,
-    scores: &[[L::V; TOKEN_VECTORS]; R],
-    maxima: *mut Line,
-    lane_sums: *mut Line,
-) -> Option<[f32; R]> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut any = 0;
-        for r in 0..R {
-            let highest = l.max(scores[r][0], scores[r][1]);
-            any |= l.greater(highest, l.load(&(*maxima.add(r)).0));
-        }
-        if any == 0 {
-            return None;
-        }
-        let mut factors = [1.0; R];
-        for r in 0..R {
-            let highest = l.reduce_max(l.max(scores[r][0], scores[r][1]));
-            let maximum = (*maxima.add(r)).0[0];
-            if highest > maximum {
-                factors[r] = exp2(l, maximum - highest);
-                l.store(l.splat(highest), &mut (*maxima.add(r)).0);
-                let sums = l.mul(l.load(&(*lane_sums.add(r)).0), l.splat(factors[r]));
-                l.store(sums, &mut (*lane_sums.add(r)).0);
+/// Raises the references of rows to the maxima of their new scores where those exceed them by more than [`SLACK`], and
+/// multiplies what was summed before.
+struct RaiseReferences<'a> {
+    /// `[row][vector]`.
+    scores: &'a [Line],
+    references: &'a mut [Line],
+    lane_sums: &'a mut [Line],
+    /// `[row][line]`.
+    sums: &'a mut [Line],
+}
+
+impl Kernel for RaiseReferences<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let rows = self.references.len();
+        let lines = self.sums.len() / rows;
+        for r in 0..rows {
+            let scores = (
+                l.load(&self.scores[2 * r].0),
+                l.load(&self.scores[2 * r + 1].0),
+            );
+            let (old, new) = (
+                self.references[r].0[0],
+                l.reduce_max(l.max(scores.0, scores.1)),
+            );
+            if new > old + SLACK {
+                self.references[r].0 = [new; LANES];
+                let factor = l.splat(exp2(l, old - new));
+                let sum = &mut self.lane_sums[r].0;
+                l.store(l.mul(l.load(sum), factor), sum);
+                for i in 0..lines {
+                    let sum = &mut self.sums[r * lines + i].0;
+                    l.store(l.mul(l.load(sum), factor), sum);
+                }
             }
         }
-        Some(factors)
     }
 }
 
@@ -399,8 +419,6 @@ struct ValueRows<const R: usize> {
     /// For each row its sums, as many lines as the head has.
     sums: *mut Line,
     lines: usize,
-    /// What the sums are multiplied with before.
-    factors: Option<[f32; R]>,
 }
 
 /// Adds the tokens' values times their probabilities to `C` vectors, from `first` on, of `R` rows; returns `C`.
@@ -421,13 +439,6 @@ unsafe fn add_values<L: Lanes, S: Source, const R: usize, const C: usize>(
         for r in 0..R {
             for c in 0..C {
                 sums[r][c] = l.load(&(*rows.sums.add(r * rows.lines + first + c)).0);
-            }
-        }
-        if let Some(factors) = rows.factors {
-            for r in 0..R {
-                for c in 0..C {
-                    sums[r][c] = l.mul(sums[r][c], l.splat(factors[r]));
-                }
             }
         }
         for token in 0..BLOCK_TOKENS {

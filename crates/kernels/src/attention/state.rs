@@ -13,7 +13,7 @@ use crate::ops::lanes::{Kernel, LANES, Lanes, store_part};
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-/// The running maximum before any token: so low that nothing before it counts, and finite so that differences are.
+/// The reference before any token: so low that nothing before it counts, and finite so that differences are.
 const NOTHING_SEEN: f32 = -1e30;
 
 /// Running states of query rows. Scores are in units of log₂.
@@ -22,27 +22,27 @@ pub(super) struct State<'a> {
     pub(super) sums: &'a mut [Line],
     /// Sums of probabilities in sixteen lanes, `[query]`.
     pub(super) lane_sums: &'a mut [Line],
-    /// The maximum score, in all lanes, `[query]`.
-    pub(super) maxima: &'a mut [Line],
+    /// The score that probabilities are relative to, in all lanes, `[query]`: the reference, or a little less.
+    pub(super) references: &'a mut [Line],
 }
 
 impl State<'_> {
     /// Query rows.
     pub(super) fn len(&self) -> usize {
-        self.maxima.len()
+        self.references.len()
     }
 
     /// Before any token.
     pub(super) fn clear(&mut self) {
         self.sums.fill(Line([0.0; LANES]));
         self.lane_sums.fill(Line([0.0; LANES]));
-        self.maxima.fill(Line([NOTHING_SEEN; LANES]));
+        self.references.fill(Line([NOTHING_SEEN; LANES]));
     }
 }
 
 /// A row's state with its probabilities added up.
 struct Record<'a> {
-    maximum: f32,
+    reference: f32,
     sum: f32,
     sums: &'a [Line],
 }
@@ -52,7 +52,7 @@ impl Record<'_> {
     fn write(&self, to: &mut [Line]) {
         let lines = self.sums.len();
         to[..lines].copy_from_slice(self.sums);
-        to[lines].0[..2].copy_from_slice(&[self.maximum, self.sum]);
+        to[lines].0[..2].copy_from_slice(&[self.reference, self.sum]);
     }
 }
 
@@ -82,7 +82,7 @@ impl Kernel for WriteRecords<'_> {
 #[inline(always)]
 fn record<'a, L: Lanes>(l: L, state: &'a State<'_>, query: usize, lines: usize) -> Record<'a> {
     Record {
-        maximum: state.maxima[query].0[0],
+        reference: state.references[query].0[0],
         sum: l.reduce_add(l.load(&state.lane_sums[query].0)),
         sums: &state.sums[query * lines..][..lines],
     }
@@ -104,26 +104,26 @@ impl Kernel for Fold<'_, '_> {
         for query in 0..total.len() {
             let new = record(l, self.state, query, self.lines);
             let sums = &mut total.sums[query * self.lines..][..self.lines];
-            let (maximum, sum) = (
-                &mut total.maxima[query].0[0],
+            let (reference, sum) = (
+                &mut total.references[query].0[0],
                 &mut total.lane_sums[query].0[0],
             );
-            fold(l, maximum, sum, sums, &new);
+            fold(l, reference, sum, sums, &new);
         }
     }
 }
 
-/// Merges a row's split state into its total: maximum, sum of probabilities, sums of values.
+/// Merges a row's split state into its total: reference, sum of probabilities, sums of values.
 #[inline(always)]
-fn fold<L: Lanes>(l: L, maximum: &mut f32, sum: &mut f32, sums: &mut [Line], new: &Record<'_>) {
-    let highest = if *maximum > new.maximum {
-        *maximum
+fn fold<L: Lanes>(l: L, reference: &mut f32, sum: &mut f32, sums: &mut [Line], new: &Record<'_>) {
+    let highest = if *reference > new.reference {
+        *reference
     } else {
-        new.maximum
+        new.reference
     };
-    let old_factor = exp2(l, *maximum - highest);
-    let new_factor = exp2(l, new.maximum - highest);
-    *maximum = highest;
+    let old_factor = exp2(l, *reference - highest);
+    let new_factor = exp2(l, new.reference - highest);
+    *reference = highest;
     *sum = new.sum.mul_add(new_factor, *sum * old_factor);
     for i in 0..sums.len() {
         let old = l.mul(l.load(&sums[i].0), l.splat(old_factor));
@@ -140,12 +140,12 @@ fn finish<L: Lanes>(l: L, total: &Record<'_>, sink: Option<f32>, out: &mut [f32]
     let (mut factor, mut sum) = (1.0, total.sum);
     if let Some(sink) = sink {
         let sink = sink * LOG2_E;
-        let highest = if total.maximum > sink {
-            total.maximum
+        let highest = if total.reference > sink {
+            total.reference
         } else {
             sink
         };
-        factor = exp2(l, total.maximum - highest);
+        factor = exp2(l, total.reference - highest);
         sum = sum.mul_add(factor, exp2(l, sink - highest));
     }
     let factor = l.splat(factor / sum);
@@ -178,7 +178,7 @@ impl Kernel for WriteOut<'_> {
         for query in 0..self.total.len() {
             let (head, place) = (self.place)(query);
             let total = Record {
-                maximum: self.total.maxima[query].0[0],
+                reference: self.total.references[query].0[0],
                 sum: self.total.lane_sums[query].0[0],
                 sums: &self.total.sums[query * self.lines..][..self.lines],
             };
@@ -216,23 +216,32 @@ impl Kernel for Merge<'_> {
         for row_and_head in merge.rows_and_heads.clone() {
             let sums = &mut total[..lines];
             sums.fill(Line([0.0; LANES]));
-            let (mut maximum, mut sum) = (NOTHING_SEEN, 0.0);
+            let (mut reference, mut sum) = (NOTHING_SEEN, 0.0);
             for split in 0..merge.splits {
                 let number = split * merge.split_records + row_and_head;
                 let from = &partials[merge.first_line + number * record..][..record];
-                let [split_maximum, split_sum, ..] = from[lines].0;
+                let [split_reference, split_sum, ..] = from[lines].0;
                 let new = Record {
-                    maximum: split_maximum,
+                    reference: split_reference,
                     sum: split_sum,
                     sums: &from[..lines],
                 };
-                fold(l, &mut maximum, &mut sum, sums, &new);
+                fold(l, &mut reference, &mut sum, sums, &new);
             }
             let start = (merge.first_row * shape.heads + row_and_head) * head_dim;
             // SAFETY: each row and head has its own place, and one merge that writes it.
             let out = unsafe { out.part(start..start + head_dim) };
             let sink = shape.sinks.map(|sinks| sinks[row_and_head % shape.heads]);
-            finish(l, &Record { maximum, sum, sums }, sink, out);
+            finish(
+                l,
+                &Record {
+                    reference,
+                    sum,
+                    sums,
+                },
+                sink,
+                out,
+            );
         }
     }
 }

@@ -69,7 +69,7 @@ impl<'a> Memory<'a> {
         let mut state = || State {
             sums: take(count * head),
             lane_sums: take(count),
-            maxima: take(count),
+            references: take(count),
         };
         let (state, mut total) = (state(), state());
         total.clear();
@@ -172,52 +172,63 @@ impl RunTask<'_> {
         first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)
     }
 
-    /// The tile of a KV head in a block, and what of it the rows see.
-    fn tile(&self, block: usize, head: usize) -> (KvFormat, Tile<'_>) {
-        let KvBlock { format, bytes } = self.sequence.blocks[block];
-        let range =
-            self.layout
-                .tile_range(format, self.shape.layer, self.task.kv_heads.start + head);
-        let visible = Visible {
+    /// The blocks of which every row sees all.
+    fn whole_blocks(&self) -> Range<usize> {
+        let first = self.first_position();
+        let seen = first_seen(self.shape.window, first + self.task.rows.len() - 1);
+        seen.div_ceil(BLOCK_TOKENS)..(first + 1) / BLOCK_TOKENS
+    }
+
+    /// What the rows see of a block.
+    fn visible(&self, block: usize) -> Visible {
+        Visible {
             first_token: block * BLOCK_TOKENS,
             first_position: self.first_position(),
             group: self.group(),
             window: self.shape.window,
-        };
-        let visible = (!visible.all(self.per_head())).then_some(visible);
-        (
-            format,
-            Tile {
-                bytes: &bytes[range],
-                head,
-                visible,
-            },
-        )
+        }
     }
 
     /// Takes the rows through the blocks of a split. Few rows read the blocks as they are, several tiles in one go.
     fn attend_split<L: Lanes>(&self, l: L, memory: &mut Memory<'_>, split: usize) {
-        let heads = self.task.kv_heads.len();
-        let mut tiles = self
-            .blocks_of(split)
-            .flat_map(|block| (0..heads).map(move |head| (block, head)));
         let direct =
             self.per_head() <= DIRECT_QUERIES && self.layout.head_dim().is_multiple_of(LANES);
         let at_once = if direct { TILES } else { 1 };
-        let Some((block, head)) = tiles.next() else {
-            return;
-        };
-        let (mut format, first) = self.tile(block, head);
-        let mut batch = [first; TILES];
-        let mut count = 1;
-        for (block, head) in tiles {
-            let (next_format, next) = self.tile(block, head);
-            if next_format != format || count == at_once {
-                self.attend_tiles(l, memory, format, &batch[..count], next.bytes.as_ptr());
-                (format, count) = (next_format, 0);
+        let whole = self.whole_blocks();
+        let mut format = KvFormat::F16;
+        let mut batch = [Tile {
+            bytes: &[],
+            head: 0,
+            visible: None,
+        }; TILES];
+        let mut count = 0;
+        for block in self.blocks_of(split) {
+            let KvBlock {
+                format: block_format,
+                bytes,
+            } = self.sequence.blocks[block];
+            let tile_bytes = self.layout.tile_bytes(block_format);
+            let range = self.layout.layer_range(block_format, self.shape.layer);
+            let heads = &bytes[range][self.task.kv_heads.start * tile_bytes..];
+            let visible = if whole.contains(&block) {
+                None
+            } else {
+                Some(self.visible(block))
+            };
+            for head in 0..self.task.kv_heads.len() {
+                let bytes = &heads[head * tile_bytes..][..tile_bytes];
+                if count > 0 && (block_format != format || count == at_once) {
+                    self.attend_tiles(l, memory, format, &batch[..count], bytes.as_ptr());
+                    count = 0;
+                }
+                format = block_format;
+                batch[count] = Tile {
+                    bytes,
+                    head,
+                    visible,
+                };
+                count += 1;
             }
-            batch[count] = next;
-            count += 1;
         }
         // What comes after the split is another task's, or this one's soon enough.
         self.attend_tiles(l, memory, format, &batch[..count], batch[0].bytes.as_ptr());

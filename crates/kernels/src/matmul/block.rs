@@ -1,7 +1,8 @@
 //! What a kernel knows of a weight format.
 
 use crate::matmul::activation::{Activations, Starts};
-use crate::simd::{LANES, Simd};
+use crate::matmul::strip::MAX_PANELS;
+use crate::simd::{LANES, Simd, prefetch};
 
 /// A layout of superblocks, and the kernels for it.
 ///
@@ -45,6 +46,51 @@ pub(crate) struct Product<const R: usize> {
     pub sums: *mut f32,
     /// Whether the sums start from zero rather than from what is there.
     pub fresh: bool,
+    /// What to ask of memory meanwhile, spread over the tiles.
+    pub ahead: Ahead,
+}
+
+/// Cache lines that will be needed soon.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    /// Where runs of lines begin.
+    runs: [*const u8; MAX_PANELS * LANES],
+    /// Number of runs.
+    count: usize,
+    /// Lines of a run.
+    lines: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub const NONE: Ahead = Ahead {
+        runs: [std::ptr::null(); MAX_PANELS * LANES],
+        count: 0,
+        lines: 0,
+    };
+
+    /// Runs of `bytes` bytes. More than there is room for are left out.
+    pub fn new(runs: impl Iterator<Item = *const u8>, bytes: usize) -> Self {
+        let mut ahead = Ahead {
+            lines: bytes.div_ceil(64),
+            ..Ahead::NONE
+        };
+        for (to, run) in ahead.runs.iter_mut().zip(runs) {
+            *to = run;
+            ahead.count += 1;
+        }
+        ahead
+    }
+
+    /// Asks for part `part` of `parts`.
+    #[inline(always)]
+    pub fn ask(&self, part: usize, parts: usize) {
+        let all = self.count * self.lines;
+        for line in all * part / parts..all * (part + 1) / parts {
+            let run = self.runs[line / self.lines];
+            prefetch(run.wrapping_add(line % self.lines * 64));
+        }
+    }
 }
 
 /// How the rows of activations of a chunk are cut into tiles: full ones, then up to two others.

@@ -109,6 +109,7 @@ unsafe fn product<S: Simd, E: Float, const R: usize, const W: usize>(args: &Prod
     let x = &args.x;
     for tile in 0..args.tiles {
         let row = args.row + tile * W;
+        args.ahead.ask(tile, args.tiles);
         // SAFETY: `sums` has all rows of all tiles, and the activations have them too; for the
         // offsets see `Activations::write_tile`.
         unsafe {

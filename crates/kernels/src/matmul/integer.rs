@@ -46,6 +46,7 @@ pub(crate) unsafe fn product<S: Simd, F: Quantized, const R: usize, const W: usi
     let starts = x.starts(F::starts(S::WIDE_IS_SIGNED));
     for tile in 0..args.tiles {
         let row = args.row + tile * W;
+        args.ahead.ask(tile, args.tiles);
         // SAFETY: `sums` has all rows of all tiles, and the activations have them too; for the
         // offsets see `Activations::write_tile`.
         unsafe {

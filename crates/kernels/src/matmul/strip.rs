@@ -5,7 +5,7 @@
 //! first-level cache and then meets every tile of rows; the sums wait in scratch meanwhile.
 
 use super::activation::Activations;
-use super::block::{Block, Product, Tiles};
+use super::block::{Ahead, Block, Product, Tiles};
 use super::float::{BF16, F16, F32, Floats};
 use super::formats::{Q4_0, Q4K, Q5K, Q6K, Q8_0};
 use crate::format::WeightFormat;
@@ -171,29 +171,47 @@ unsafe fn multiply_panels<S: Shells, B: Block, const R: usize, const DIRECT: boo
     unsafe {
         match strip.weights {
             Weights::Panels(panels) if DIRECT => {
-                let at = panel_pointers(&panels, numbers);
-                multiply::<S, B, R, true>(strip, at, step, (0, superblocks), scratch);
+                let (at, range) = (panel_pointers(&panels, numbers), (0, superblocks));
+                multiply::<S, B, R, true>(strip, at, step, range, Ahead::NONE, scratch);
             }
             Weights::Panels(panels) => {
                 let at = panel_pointers(&panels, numbers);
                 for superblock in 0..superblocks {
                     let at = at.map(|panel| panel.wrapping_add(superblock * step));
-                    expand_and_multiply::<S, B, R>(strip, at, superblock, scratch);
+                    let ahead = Ahead::new(at.iter().map(|panel| panel.wrapping_add(step)), step);
+                    expand_and_multiply::<S, B, R>(strip, at, superblock, ahead, scratch);
                 }
             }
             Weights::Rows(matrix) => {
                 for superblock in 0..superblocks {
                     let at = pack_superblocks::<S, B, R>(&matrix, numbers, superblock, scratch);
+                    let ahead = rows_ahead::<B, R>(&matrix, numbers, superblock);
                     if DIRECT {
                         let range = (superblock, superblock + 1);
-                        multiply::<S, B, R, true>(strip, at, 0, range, scratch);
+                        multiply::<S, B, R, true>(strip, at, 0, range, ahead, scratch);
                     } else {
-                        expand_and_multiply::<S, B, R>(strip, at, superblock, scratch);
+                        expand_and_multiply::<S, B, R>(strip, at, superblock, ahead, scratch);
                     }
                 }
             }
         }
     }
+}
+
+/// The superblocks of rows that come after the next one: they are read in runs so short that the
+/// hardware does not read ahead.
+fn rows_ahead<B: Block, const R: usize>(
+    matrix: &MatrixRef<'_>,
+    numbers: [usize; R],
+    superblock: usize,
+) -> Ahead {
+    let bytes = B::row_bytes(SUPERBLOCK);
+    let rows = numbers.iter().flat_map(|panel| panel * LANES..(panel + 1) * LANES);
+    let runs = rows.take_while(|row| *row < matrix.rows()).map(|row| {
+        let row = matrix.row(row).as_ptr();
+        row.wrapping_add((superblock + 2) * bytes)
+    });
+    Ahead::new(runs, bytes)
 }
 
 fn panel_pointers<const R: usize>(panels: &PanelsRef<'_>, numbers: [usize; R]) -> [*const u8; R] {
@@ -246,6 +264,7 @@ unsafe fn expand_and_multiply<S: Shells, B: Block, const R: usize>(
     strip: &Strip<'_>,
     panels: [*const u8; R],
     superblock: usize,
+    ahead: Ahead,
     scratch: Scratch,
 ) {
     let len = superblock_len(strip.x.cols, superblock);
@@ -258,7 +277,7 @@ unsafe fn expand_and_multiply<S: Shells, B: Block, const R: usize>(
             expanded[r] = to.cast_const();
         }
         let range = (superblock, superblock + 1);
-        multiply::<S, B::Expanded, R, false>(strip, expanded, 0, range, scratch);
+        multiply::<S, B::Expanded, R, false>(strip, expanded, 0, range, ahead, scratch);
     }
 }
 
@@ -271,6 +290,7 @@ unsafe fn multiply<S: Shells, B: Block, const R: usize, const DIRECT: bool>(
     panels: [*const u8; R],
     step: usize,
     superblocks: (usize, usize),
+    ahead: Ahead,
     scratch: Scratch,
 ) {
     let mut args = Product {
@@ -282,6 +302,7 @@ unsafe fn multiply<S: Shells, B: Block, const R: usize, const DIRECT: bool>(
         tiles: strip.tiles.full,
         sums: scratch.sums,
         fresh: superblocks.0 == 0,
+        ahead,
     };
     let mut width = strip.tiles.width;
     for tail in strip.tiles.tails.into_iter().chain([0]) {
@@ -290,6 +311,7 @@ unsafe fn multiply<S: Shells, B: Block, const R: usize, const DIRECT: bool>(
         unsafe {
             if rows > 0 {
                 product_of_width::<S, B, R, DIRECT>(width, &args);
+                args.ahead = Ahead::NONE;
             }
             args.sums = args.sums.add(rows * R * LANES);
         }
@@ -363,9 +385,9 @@ unsafe fn by_values<S: Shells>(strip: &Strip<'_>, panel: usize, scratch: Scratch
                 [scratch.expanded.cast_const(); 2],
             );
             if strip.direct {
-                multiply::<S, Floats<F32>, 2, true>(strip, at, 0, range, scratch);
+                multiply::<S, Floats<F32>, 2, true>(strip, at, 0, range, Ahead::NONE, scratch);
             } else {
-                multiply::<S, Floats<F32>, 2, false>(strip, at, 0, range, scratch);
+                multiply::<S, Floats<F32>, 2, false>(strip, at, 0, range, Ahead::NONE, scratch);
             }
         }
     }

@@ -25,6 +25,13 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     /// Runs a kernel as a function of its own, compiled for the instruction set.
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
 
+    /// [`Lanes::vectorize`] for what is seldom run: it does not get in the way of the code around it.
+    #[cold]
+    #[inline(never)]
+    fn vectorize_seldom<K: Kernel>(self, kernel: K) -> K::Output {
+        self.vectorize(kernel)
+    }
+
     fn splat(self, x: f32) -> Self::V;
     fn load(self, from: &[f32; LANES]) -> Self::V;
     fn store(self, v: Self::V, to: &mut [f32; LANES]);
