@@ -206,7 +206,9 @@ fn rows_ahead<B: Block, const R: usize>(
     superblock: usize,
 ) -> Ahead {
     let bytes = B::row_bytes(SUPERBLOCK);
-    let rows = numbers.iter().flat_map(|panel| panel * LANES..(panel + 1) * LANES);
+    let rows = numbers
+        .iter()
+        .flat_map(|panel| panel * LANES..(panel + 1) * LANES);
     let runs = rows.take_while(|row| *row < matrix.rows()).map(|row| {
         let row = matrix.row(row).as_ptr();
         row.wrapping_add((superblock + 2) * bytes)
