@@ -405,7 +405,7 @@ fn evaluates_recall_and_perplexity() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(report["all"]["asked"], 3);
     let heldout = include_str!("../../../models/heldout.txt");
-    let file = temporary("heldout.txt", heldout[..4000].as_bytes());
+    let file = temporary("heldout.txt", &heldout.as_bytes()[..4000]);
     let args = [
         "eval",
         "perplexity",

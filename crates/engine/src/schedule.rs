@@ -119,11 +119,12 @@ impl<'a> Planner<'a> {
         if self.snapshot.deficit_blocks > 0 {
             return;
         }
-        let mut running = self.preempted.iter().filter(|&&p| !p).count();
+        let kept = self.preempted.iter().filter(|&&p| !p).count();
         let mut spare = self
             .free_blocks
-            .saturating_sub(running + self.unfinished_prompt_blocks());
+            .saturating_sub(kept + self.unfinished_prompt_blocks());
         for candidate in self.snapshot.waiting {
+            let running = kept + self.admit;
             let needed = self.blocks_for(candidate, candidate.pending_tokens);
             // Alone in the machine a sequence begins whatever it needs: it then ends with a reason.
             let fits = needed < spare || running == 0;
@@ -131,7 +132,6 @@ impl<'a> Planner<'a> {
                 return;
             }
             spare = spare.saturating_sub(needed + 1);
-            running += 1;
             self.admit += 1;
             self.chunk_tokens.push(0);
         }
