@@ -1,6 +1,6 @@
 //! HTTP in front of the engine: OpenAI's API, metrics, and the memory that can be looked at and changed.
 //!
-//! The only crate with async code. The engine runs on a thread of its own ([`worker`]); connections hand it
+//! The only crate with async code. The engine runs on a thread of its own (`worker`); connections hand it
 //! requests by a bounded channel and get events back by bounded channels, so that neither a burst nor a slow
 //! reader holds memory without limit. A response that is dropped takes its requests back.
 #![forbid(unsafe_code)]
