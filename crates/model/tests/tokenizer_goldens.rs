@@ -228,3 +228,56 @@ fn roles_of_tokens_in_a_hugging_face_folder() {
     assert_eq!(wordpiece.sep(), wordpiece.token_id("[SEP]"));
     assert!(!hf("bpe").adds_bos());
 }
+
+/// Damaged files are refused or give another tokenizer; nothing panics through, and no id lies outside.
+#[test]
+fn damaged_tokenizer_json_files() {
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move |below: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed % below as u64) as usize
+    };
+    let mut refused = 0;
+    for name in ["llama", "wordpiece"] {
+        let good = read(&format!("{name}_tokenizer.json"));
+        for _ in 0..60 {
+            let mut file = good.clone();
+            let at = random(file.len());
+            match random(3) {
+                0 => file.truncate(at),
+                1 => file[at] = b"0129[]{}\",: x\xff"[random(14)],
+                _ => drop(file.drain(at..(at + 1 + random(40)).min(good.len()))),
+            }
+            let made = Tokenizer::from_hf_files(&HfTokenizerFiles {
+                path: "damaged/tokenizer.json".into(),
+                tokenizer: &file,
+                ..HfTokenizerFiles::default()
+            });
+            let Ok(tokenizer) = made else {
+                refused += 1;
+                continue;
+            };
+            if let Ok(ids) = tokenizer.encode("Once upon a time \u{e9}\n<s>", CHAT) {
+                assert!(ids.iter().all(|id| tokenizer.token_bytes(*id).is_some()));
+                tokenizer.decode(&ids, DetokenizeOptions::default());
+            }
+        }
+    }
+    assert!(refused > 30);
+}
+
+#[test]
+fn ids_far_beyond_the_vocabulary_are_refused() {
+    let good = String::from_utf8(read("wordpiece_tokenizer.json")).unwrap();
+    let file = good.replacen("\"[MASK]\":4", "\"[MASK]\":4000000000", 1);
+    assert_ne!(file, good);
+    let made = Tokenizer::from_hf_files(&HfTokenizerFiles {
+        path: "tokenizer.json".into(),
+        tokenizer: file.as_bytes(),
+        ..HfTokenizerFiles::default()
+    });
+    let error = made.unwrap_err().to_string();
+    assert!(error.contains("4000000000"), "{error}");
+}

@@ -118,7 +118,7 @@ impl From<AdmissionError> for ApiError {
         let message = why.to_string();
         match why {
             AdmissionError::PromptTooLong { .. } => {
-                Self::field("messages", message).with_code("context_length_exceeded")
+                Self::field("prompt", message).with_code("context_length_exceeded")
             }
             AdmissionError::DoesNotFit { .. } => {
                 Self::field("max_tokens", message).with_code("context_length_exceeded")

@@ -179,8 +179,11 @@ async fn equal_seeds_give_equal_draws() {
     assert_ne!(texts[0], texts[2]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn refuses_in_openais_words() {
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+/// Posts what is wrong and looks at the status, the field and the code of the refusal.
+async fn refused(path: &str, body: Value, status: u16, param: Option<&str>, code: Option<&str>) {
     let options = Options {
         port: 0,
         max_body_bytes: 64 << 10,
@@ -191,102 +194,82 @@ async fn refuses_in_openais_words() {
         ..Setup::default()
     })
     .await;
-    let chat = "/v1/chat/completions";
+    let answer = server.post(path, body.clone()).await;
+    let error = &answer.json()["error"];
+    assert_eq!(answer.status, status, "{body} {error}");
+    assert_eq!(error["param"].as_str(), param, "{error}");
+    assert_eq!(error["code"].as_str(), code, "{error}");
+    assert!(!error["message"].as_str().unwrap().is_empty());
+    assert!(error["type"].is_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_chat_is_refused_in_openais_words() {
+    let hot = with(greedy("x", 1), json!({"temperature": "hot"}));
+    let tools = with(greedy("x", 1), json!({"tools": [{}]}));
+    let bias = with(greedy("x", 1), json!({"logit_bias": {"99999999": 1}}));
+    let other = with(greedy("x", 1), json!({"model": "huge"}));
+    let number = json!({"messages": [{"role": "user", "content": 5}]});
+    refused(CHAT, json!([]), 400, None, None).await;
+    refused(CHAT, json!({}), 400, Some("messages"), None).await;
+    refused(CHAT, number, 400, Some("messages[0].content"), None).await;
+    refused(CHAT, hot, 400, Some("temperature"), None).await;
+    refused(
+        CHAT,
+        tools,
+        400,
+        Some("tools"),
+        Some("unsupported_parameter"),
+    )
+    .await;
+    refused(CHAT, bias, 400, Some("logit_bias"), None).await;
+    refused(CHAT, other, 404, Some("model"), Some("model_not_found")).await;
+    let large = greedy(&"x".repeat(65 << 10), 1);
+    refused(CHAT, large, 413, None, Some("request_too_large")).await;
+    let long = greedy(&"x y z ".repeat(9000), 1);
+    let code = Some("context_length_exceeded");
+    refused(CHAT, long, 400, Some("messages"), code).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_completion_is_refused_in_openais_words() {
     let long: Vec<u32> = vec![300; CONTEXT];
-    for (status, path, body, param, code) in [
-        (400, chat, json!([]), json!(null), json!(null)),
-        (400, chat, json!({}), json!("messages"), json!(null)),
-        (
-            400,
-            chat,
-            json!({"messages": [{"role": "user", "content": 5}]}),
-            json!("messages[0].content"),
-            json!(null),
-        ),
-        (
-            400,
-            chat,
-            with(greedy("x", 1), json!({"temperature": "hot"})),
-            json!("temperature"),
-            json!(null),
-        ),
-        (
-            400,
-            chat,
-            with(greedy("x", 1), json!({"tools": [{}]})),
-            json!("tools"),
-            json!("unsupported_parameter"),
-        ),
-        (
-            400,
-            chat,
-            with(greedy("x", 1), json!({"logit_bias": {"99999999": 1}})),
-            json!("logit_bias"),
-            json!(null),
-        ),
-        (
-            404,
-            chat,
-            with(greedy("x", 1), json!({"model": "huge"})),
-            json!("model"),
-            json!("model_not_found"),
-        ),
-        (
-            400,
-            "/v1/completions",
-            json!({"prompt": long}),
-            json!("messages"),
-            json!("context_length_exceeded"),
-        ),
-        (
-            400,
-            "/v1/completions",
-            json!({"prompt": [99_999_999]}),
-            json!("prompt"),
-            json!(null),
-        ),
-        (
-            400,
-            "/v1/completions",
-            json!({"prompt": []}),
-            json!("prompt"),
-            json!(null),
-        ),
-        (
-            404,
-            "/v1/nothing",
-            json!({}),
-            json!(null),
-            json!("unknown_url"),
-        ),
-        (
-            413,
-            chat,
-            greedy(&"x".repeat(65 << 10), 1),
-            json!(null),
-            json!("request_too_large"),
-        ),
-    ] {
-        let answer = server.post(path, body.clone()).await;
-        let error = &answer.json()["error"];
-        assert_eq!(answer.status, status, "{body} {error}");
-        assert_eq!(
-            (&error["param"], &error["code"]),
-            (&param, &code),
-            "{error}"
-        );
-        assert!(!error["message"].as_str().unwrap().is_empty());
-        assert!(error["type"].is_string());
-    }
-    let answer = server.send("POST", chat, "", "{\"messages\":").await;
+    let code = Some("context_length_exceeded");
+    refused(
+        COMPLETIONS,
+        json!({"prompt": long}),
+        400,
+        Some("prompt"),
+        code,
+    )
+    .await;
+    refused(
+        COMPLETIONS,
+        json!({"prompt": [99_999_999]}),
+        400,
+        Some("prompt"),
+        None,
+    )
+    .await;
+    refused(
+        COMPLETIONS,
+        json!({"prompt": []}),
+        400,
+        Some("prompt"),
+        None,
+    )
+    .await;
+    refused("/v1/nothing", json!({}), 404, None, Some("unknown_url")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_json_or_no_post_is_refused() {
+    let server = serve(Setup::default()).await;
+    let answer = server.send("POST", CHAT, "", "{\"messages\":").await;
     assert_eq!(answer.status, 400);
-    assert!(
-        answer.json()["error"]["message"]
-            .as_str()
-            .unwrap()
-            .contains("JSON")
-    );
-    assert_eq!(server.get(chat).await.status, 405);
+    let error = answer.json()["error"]["message"].clone();
+    assert!(error.as_str().unwrap().contains("JSON"));
+    assert_eq!(server.get(CHAT).await.status, 405);
 }
 
 #[tokio::test(flavor = "multi_thread")]

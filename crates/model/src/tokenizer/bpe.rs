@@ -3,15 +3,14 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use hashbrown::HashMap;
 
 use super::error::TokenizerError;
 use super::pretokenize::{Family, PreTokenizer};
-use super::spm::{ESCAPED_SPACE, unescape_spaces};
+use super::spm::{ESCAPED_SPACE, unescape_spaces, word_ends};
 use super::vocabulary::{
-    ByteStrings, TextIndex, TokenType, Vocabulary, VocabularyData, parse_byte_token,
+    ByteStrings, TextIndex, TokenType, Vocabulary, VocabularyData, WholeWords, parse_byte_token,
 };
 
 /// No token, or no symbol.
@@ -44,8 +43,10 @@ pub(crate) struct Bpe {
     /// Token of each single byte, or [`NONE`].
     byte_tokens: Box<[u32; 256]>,
     unk: Option<u32>,
-    /// For each token whether a word that is its text becomes just it: 0 not known yet, 1 no, 2 yes.
-    whole: Box<[AtomicU8]>,
+    whole: WholeWords,
+    /// On characters, the words of the splitter are whole lines. Where no merge makes a token that has a space after
+    /// another character, they can be taken apart further.
+    splits_before_spaces: bool,
 }
 
 fn pair(left: u32, right: u32) -> u64 {
@@ -78,14 +79,22 @@ impl Bpe {
             };
             byte_tokens[usize::from(byte)] = id.unwrap_or(NONE);
         }
+        let merges = read_merges(data, index)?;
+        let reaches_over_space = |merge: &Merge| {
+            let text = data.tokens.get(merge.merged as usize).unwrap_or_default();
+            let text = unescape_spaces(text);
+            text.windows(2).any(|w| w[0] != b' ' && w[1] == b' ')
+        };
         let bpe = Self {
+            splits_before_spaces: alphabet == Alphabet::Characters
+                && !merges.values().any(reaches_over_space),
             alphabet,
             pre_tokenizer: PreTokenizer::new(family)?,
             ignore_merges: family.ignore_merges,
-            merges: read_merges(data, index)?,
+            merges,
             byte_tokens,
             unk: data.unk,
-            whole: (0..vocabulary.len()).map(|_| AtomicU8::new(0)).collect(),
+            whole: WholeWords::new(vocabulary.len()),
         };
         Ok((bpe, vocabulary))
     }
@@ -115,7 +124,15 @@ impl Bpe {
         // Words are handed out in order, and joined they are the text.
         let mut at = offset;
         self.pre_tokenizer.split(text, &mut |word| {
-            session.encode_word(word, at, out)?;
+            let mut start = 0;
+            if self.splits_before_spaces {
+                for end in word_ends(word.as_bytes()) {
+                    session.encode_word(&word[start..end], at + start, out)?;
+                    start = end;
+                }
+            } else {
+                session.encode_word(word, at, out)?;
+            }
             at += word.len();
             Ok(())
         })
@@ -251,19 +268,9 @@ impl Session<'_> {
             out.push(id);
             return Ok(());
         }
-        // Nearly every token is what merging its text leads to. Whether it is, is found out once.
-        let whole = &self.bpe.whole[id as usize];
-        match whole.load(Ordering::Relaxed) {
-            2 => out.push(id),
-            1 => self.merge_word(word, offset, out)?,
-            _ => {
-                let before = out.len();
-                self.merge_word(word, offset, out)?;
-                let is_whole = out[before..] == [id];
-                whole.store(if is_whole { 2 } else { 1 }, Ordering::Relaxed);
-            }
-        }
-        Ok(())
+        let bpe = self.bpe;
+        bpe.whole
+            .encode(id, out, |out| self.merge_word(word, offset, out))
     }
 
     fn merge_word(

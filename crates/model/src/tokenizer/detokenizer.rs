@@ -69,16 +69,22 @@ impl Detokenizer {
 
     /// As [`Self::push`], appending to `out`.
     pub fn push_to(&mut self, id: u32, out: &mut String) {
-        if self.options.skip_special && self.tokenizer.is_special(id) {
+        let special = self.tokenizer.is_special(id);
+        if special && self.options.skip_special {
             return;
         }
-        let inner = self.tokenizer.clone();
-        let mut bytes = inner.token_bytes(id).unwrap_or_default();
+        let mut bytes = self.tokenizer.token_bytes(id).unwrap_or_default();
         if bytes.is_empty() {
             return;
         }
-        if std::mem::take(&mut self.strip_space) && !self.tokenizer.is_special(id) {
+        if std::mem::take(&mut self.strip_space) && !special {
             bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
+        }
+        if self.partial.is_empty()
+            && let Ok(text) = std::str::from_utf8(bytes)
+        {
+            out.push_str(text);
+            return;
         }
         self.partial.extend_from_slice(bytes);
         self.take_complete(out);

@@ -134,6 +134,9 @@ pub fn vocabulary_from_gguf_metadata(
         ..VocabularyData::default()
     };
     default_ids(&mut data);
+    if data.pre.is_none() && data.model == "gpt2" {
+        data.pre = splitter_of_architecture(&reader)?.map(str::to_owned);
+    }
     strip_by_name(&mut data, &reader)?;
     Ok(data)
 }
@@ -165,6 +168,20 @@ fn default_ids(data: &mut VocabularyData) {
         }
         _ => {}
     }
+}
+
+/// Files older than `tokenizer.ggml.pre` do not name the splitter. Of these architectures all models share one.
+fn splitter_of_architecture(
+    reader: &Reader<'_, '_>,
+) -> Result<Option<&'static str>, TokenizerError> {
+    let architecture = reader.string("general.architecture")?.unwrap_or_default();
+    Ok(match architecture.as_str() {
+        "gpt2" | "gptneox" | "mpt" | "phi2" => Some("gpt-2"),
+        "falcon" => Some("falcon"),
+        "qwen2" | "qwen2moe" => Some("qwen2"),
+        "refact" | "starcoder" | "starcoder2" => Some("starcoder"),
+        _ => None,
+    })
 }
 
 /// Which special tokens swallow white space is not in the file; it is known for a few families by name.

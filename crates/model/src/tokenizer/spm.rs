@@ -11,7 +11,9 @@ use std::collections::BinaryHeap;
 use hashbrown::HashMap;
 
 use super::error::TokenizerError;
-use super::vocabulary::{ByteStrings, TokenType, Vocabulary, VocabularyData, parse_byte_token};
+use super::vocabulary::{
+    ByteStrings, TokenType, Vocabulary, VocabularyData, WholeWords, parse_byte_token,
+};
 
 /// U+2581, the space of SentencePiece.
 pub(crate) const ESCAPED_SPACE: &str = "\u{2581}";
@@ -23,8 +25,9 @@ pub(crate) struct Spm {
     scores: Vec<f32>,
     unk: Option<u32>,
     has_unused: bool,
-    /// No piece has a space after another character, so that the text can be taken word by word.
+    /// The text can be taken word by word.
     splits_before_spaces: bool,
+    whole: WholeWords,
 }
 
 #[derive(Clone, Copy)]
@@ -76,18 +79,13 @@ impl Spm {
             let raw = data.tokens.get(id as usize).unwrap_or_default();
             kind.is_piece() && !raw.contains(&b' ')
         };
-        let mut splits_before_spaces = true;
-        for (id, (surface, kind)) in (0u32..).zip(surfaces.iter().zip(&types)) {
-            if is_piece(id, *kind) && surface.windows(2).any(|w| w[0] != b' ' && w[1] == b' ') {
-                splits_before_spaces = false;
-            }
-        }
         let vocabulary = Vocabulary::new(surfaces, types, is_piece);
         let spm = Self {
             scores,
             unk: data.unk,
             has_unused: vocabulary.types().contains(&TokenType::Unused),
-            splits_before_spaces,
+            splits_before_spaces: vocabulary.splits_before_spaces(),
+            whole: WholeWords::new(vocabulary.len()),
         };
         Ok((spm, vocabulary))
     }
@@ -189,7 +187,7 @@ pub(crate) fn unescape_spaces(text: &[u8]) -> Vec<u8> {
 }
 
 /// Ends of the words of `text`: a word starts with the spaces before it.
-fn word_ends(text: &[u8]) -> impl Iterator<Item = usize> {
+pub(crate) fn word_ends(text: &[u8]) -> impl Iterator<Item = usize> {
     (1..=text.len()).filter(move |&i| i == text.len() || (text[i] == b' ' && text[i - 1] != b' '))
 }
 
@@ -206,8 +204,16 @@ struct Session<'a> {
 impl Session<'_> {
     fn encode_words(&mut self, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
         let mut start = 0;
+        let (spm, vocabulary) = (self.spm, self.vocabulary);
         for end in word_ends(text.as_bytes()) {
-            self.encode_span(&text[start..end], start, out)?;
+            let word = &text[start..end];
+            match vocabulary.piece(word.as_bytes()) {
+                Some(id) => {
+                    let merge = |out: &mut Vec<u32>| self.encode_span(word, start, out);
+                    spm.whole.encode(id, out, merge)?;
+                }
+                None => self.encode_span(word, start, out)?,
+            }
             start = end;
         }
         Ok(())
@@ -220,10 +226,6 @@ impl Session<'_> {
         start: usize,
         out: &mut Vec<u32>,
     ) -> Result<(), TokenizerError> {
-        if let Some(id) = self.whole_piece(span) {
-            out.push(id);
-            return Ok(());
-        }
         self.symbols.clear();
         self.queue.clear();
         self.unused.clear();
@@ -241,17 +243,6 @@ impl Session<'_> {
             index = symbol.next;
         }
         Ok(())
-    }
-
-    /// A span of a single character that is a piece needs no merging.
-    fn whole_piece(&self, span: &str) -> Option<u32> {
-        let mut chars = span.chars();
-        chars.next()?;
-        if chars.next().is_some() {
-            return None;
-        }
-        let id = self.vocabulary.piece(span.as_bytes())?;
-        (self.vocabulary.token_type(id) == Some(TokenType::Normal)).then_some(id)
     }
 
     fn list_symbols(&mut self, span: &str, start: usize) {
@@ -309,19 +300,27 @@ impl Session<'_> {
 
     /// Appends the token of a span: the piece, the parts of an unused piece, its bytes, or the unknown token.
     fn emit(&self, start: u32, len: u32, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        if self.unused.is_empty() {
+            return self.emit_piece(start, len, out);
+        }
         let mut stack = vec![(start, len)];
         while let Some((start, len)) = stack.pop() {
-            let piece = self.vocabulary.piece(self.bytes(start, len));
-            match (piece, self.unused.get(&(start, len))) {
-                (Some(_), Some(&left)) => {
-                    stack.push((start + left, len - left));
-                    stack.push((start, left));
-                }
-                (Some(id), None) => out.push(id),
-                (None, _) => self.emit_bytes(start, len, out)?,
+            match self.unused.get(&(start, len)) {
+                Some(&left) => stack.extend([(start + left, len - left), (start, left)]),
+                None => self.emit_piece(start, len, out)?,
             }
         }
         Ok(())
+    }
+
+    fn emit_piece(&self, start: u32, len: u32, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        match self.vocabulary.piece(self.bytes(start, len)) {
+            Some(id) => {
+                out.push(id);
+                Ok(())
+            }
+            None => self.emit_bytes(start, len, out),
+        }
     }
 
     fn emit_bytes(&self, start: u32, len: u32, out: &mut Vec<u32>) -> Result<(), TokenizerError> {

@@ -2,13 +2,19 @@
 
 use super::vocabulary::{TextIndex, TokenType, VocabularyData};
 
-/// Texts of tokens that end a turn or a text in published models.
+/// Texts of tokens that end a turn or a text in published models, or a file where code is completed.
 const STOP_TEXTS: &[&str] = &[
     "</s>",
     "<EOT>",
+    "<PAD>",
+    "<REPO>",
     "<end_of_turn>",
     "<end_of_utterance>",
     "<eos>",
+    "<fim-pad>",
+    "<fim-repo>",
+    "<fim_pad>",
+    "<reponame>",
     "<turn|>",
     "<|call|>",
     "<|calls|>",
@@ -17,13 +23,18 @@ const STOP_TEXTS: &[&str] = &[
     "<|endoftext|>",
     "<|eom_id|>",
     "<|eot_id|>",
+    "<|file_sep|>",
+    "<|fim_pad|>",
+    "<|fim_repo|>",
     "<|flush|>",
     "<|im_end|>",
+    "<|repo_name|>",
     "<|return|>",
     "<|tool_response>",
     "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
     "[EOS]",
     "[EOT]",
+    "[PAD]",
     "[e~[",
 ];
 

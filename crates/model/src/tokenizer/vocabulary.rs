@@ -1,6 +1,7 @@
 //! The tokens themselves: as a model file gives them ([`VocabularyData`]), and checked ([`Vocabulary`]).
 
 use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
@@ -325,6 +326,7 @@ pub(crate) struct Vocabulary {
     pieces: TextIndex,
     bytes: Box<[Option<u32>; 256]>,
     longest_piece: usize,
+    splits_before_spaces: bool,
 }
 
 impl Vocabulary {
@@ -340,6 +342,7 @@ impl Vocabulary {
         let mut pieces = TextIndex::with_capacity(surfaces.len());
         let mut bytes = Box::new([None; 256]);
         let mut longest_piece = 0;
+        let mut splits_before_spaces = true;
         for (id, (surface, kind)) in (0u32..).zip(surfaces.iter().zip(&types)) {
             match (kind, surface) {
                 (TokenType::Byte, [byte]) => {
@@ -350,6 +353,8 @@ impl Vocabulary {
                     && pieces.insert(&surfaces, id).is_ok() =>
                 {
                     longest_piece = longest_piece.max(surface.len());
+                    let inner = surface.windows(2).any(|w| w[0] != b' ' && w[1] == b' ');
+                    splits_before_spaces &= !inner;
                 }
                 _ => {}
             }
@@ -360,7 +365,13 @@ impl Vocabulary {
             pieces,
             bytes,
             longest_piece,
+            splits_before_spaces,
         }
+    }
+
+    /// Whether no piece has a space after another character, so that none reaches from one word into the next.
+    pub fn splits_before_spaces(&self) -> bool {
+        self.splits_before_spaces
     }
 
     pub fn len(&self) -> usize {
@@ -391,6 +402,47 @@ impl Vocabulary {
     /// The token of type byte for `byte`.
     pub fn byte(&self, byte: u8) -> Option<u32> {
         self.bytes[usize::from(byte)]
+    }
+}
+
+/// What is known of each token about whether a word that is its text becomes just it.
+///
+/// Nearly every token does, and most words of a text are tokens; finding it out once spares them the merging. Threads
+/// may find out the same thing twice; they find the same.
+pub(crate) struct WholeWords(Box<[AtomicU8]>);
+
+impl WholeWords {
+    const UNKNOWN: u8 = 0;
+    const NO: u8 = 1;
+    const YES: u8 = 2;
+
+    pub fn new(vocab_size: usize) -> Self {
+        Self(
+            (0..vocab_size)
+                .map(|_| AtomicU8::new(Self::UNKNOWN))
+                .collect(),
+        )
+    }
+
+    /// Appends the tokens of a word whose text is that of token `id`; `merge` appends them by merging.
+    pub fn encode(
+        &self,
+        id: u32,
+        out: &mut Vec<u32>,
+        merge: impl FnOnce(&mut Vec<u32>) -> Result<(), TokenizerError>,
+    ) -> Result<(), TokenizerError> {
+        let known = &self.0[id as usize];
+        match known.load(Ordering::Relaxed) {
+            Self::YES => out.push(id),
+            Self::NO => merge(out)?,
+            _ => {
+                let before = out.len();
+                merge(out)?;
+                let whole = out.get(before..) == Some(&[id]);
+                known.store(if whole { Self::YES } else { Self::NO }, Ordering::Relaxed);
+            }
+        }
+        Ok(())
     }
 }
 

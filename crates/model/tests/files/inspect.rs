@@ -137,3 +137,12 @@ fn costs_do_not_overflow() {
     let cost = MemoryCost::new(&config, u64::MAX, u64::MAX, u64::MAX, u64::MAX);
     assert_eq!((cost.kv_bytes, cost.total_bytes), (u64::MAX, u64::MAX));
 }
+
+#[test]
+fn keys_and_values_cost_what_their_blocks_take() {
+    let inspection = inspect(&tiny().gguf());
+    let config = inspection.config.unwrap();
+    let block_bytes = neap_model::decoder::kv_block_bytes(&config).unwrap() as u64;
+    let cost = MemoryCost::new(&config, 0, 33, 1, 0);
+    assert_eq!(cost.kv_bytes, 2 * block_bytes);
+}

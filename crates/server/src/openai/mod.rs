@@ -63,7 +63,8 @@ pub async fn respond(
     generation: Generation,
     peer: Option<Peer>,
 ) -> Result<Response, ApiError> {
-    let mut events = app.engine.submit(generation.requests()).await?;
+    let submitted = app.engine.submit(generation.requests()).await;
+    let mut events = submitted.map_err(|why| name_prompt(why, generation.shape))?;
     let head = answer::Head::new(generation.shape, &app.model.id);
     if generation.params.stream {
         let streaming = Streaming::new(Arc::clone(&app), head, &generation);
@@ -78,6 +79,14 @@ pub async fn respond(
     }
     let body = answer.to_json(&head, &app.model.tokenizer);
     Ok(json_response(StatusCode::OK, &body))
+}
+
+/// The engine knows a prompt; in a chat it was made of the messages.
+fn name_prompt(mut why: ApiError, shape: Shape) -> ApiError {
+    if shape == Shape::Chat && why.param.as_deref() == Some("prompt") {
+        why.param = Some("messages".into());
+    }
+    why
 }
 
 /// Runs something that computes for a while, such as encoding a long text.
