@@ -18,7 +18,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 fn check(path: &Path) -> Result<usize, String> {
     let file = GgufFile::open(path).map_err(|error| error.to_string())?;
     let tokenizer = match Tokenizer::from_gguf(&file) {
-        // Two of the files are older than the key; llama.cpp refuses them too.
+        // One of the files is older than the key, and its architecture does not tell the splitter.
         Err(TokenizerError::Missing { field }) if field == "tokenizer.ggml.pre" => {
             println!("{}: refused, {field} is missing", path.display());
             return Ok(0);

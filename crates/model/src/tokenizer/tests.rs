@@ -374,6 +374,91 @@ fn a_missing_byte_is_an_error_only_where_it_is_needed() {
     );
 }
 
+/// The vocabulary of metadata with `changes` made to it; `None` takes a key out.
+fn from_metadata(changes: &[(&str, Option<MetaValue<'static>>)]) -> Result<VocabularyData, String> {
+    let get = |key: &str| {
+        if let Some((_, value)) = changes.iter().find(|(changed, _)| *changed == key) {
+            return value.clone();
+        }
+        Some(match key {
+            "tokenizer.ggml.model" => MetaValue::String(b"llama"),
+            "tokenizer.ggml.tokens" => MetaValue::Strings(vec![b"<unk>", b"<s>", b"</s>"]),
+            "tokenizer.ggml.scores" => MetaValue::Floats(vec![0.0; 3]),
+            "tokenizer.ggml.token_type" => MetaValue::Integers(vec![2, 3, 3]),
+            _ => return None,
+        })
+    };
+    vocabulary_from_gguf_metadata(&get).map_err(|error| error.to_string())
+}
+
+#[test]
+fn metadata_is_read_with_defaults() {
+    let data = from_metadata(&[]).unwrap();
+    assert_eq!((data.unk, data.bos, data.eos), (Some(0), Some(1), Some(2)));
+    assert_eq!((data.eot, data.pre, data.add_bos), (None, None, None));
+    let changes = [
+        ("tokenizer.ggml.eos_token_id", Some(MetaValue::Integer(1))),
+        // Both ways in which files write "none".
+        ("tokenizer.ggml.eot_token_id", Some(MetaValue::Integer(-1))),
+        (
+            "tokenizer.ggml.eom_token_id",
+            Some(MetaValue::Integer(0xffff_ffff)),
+        ),
+        (
+            "tokenizer.ggml.scores",
+            Some(MetaValue::Integers(vec![0, -1, -2])),
+        ),
+        ("general.name", Some(MetaValue::String(b"Phi-3 mini"))),
+    ];
+    let data = from_metadata(&changes).unwrap();
+    assert_eq!((data.eos, data.eot, data.eom), (Some(1), None, None));
+    assert_eq!(data.scores, [0.0, -1.0, -2.0]);
+    assert_eq!(data.strip_right, [2]);
+}
+
+#[test]
+fn the_splitter_of_old_files_follows_from_the_architecture() {
+    let with = |architecture: &'static [u8]| {
+        let changes = [
+            ("tokenizer.ggml.model", Some(MetaValue::String(b"gpt2"))),
+            (
+                "general.architecture",
+                Some(MetaValue::String(architecture)),
+            ),
+        ];
+        from_metadata(&changes).unwrap().pre
+    };
+    assert_eq!(with(b"gptneox").as_deref(), Some("gpt-2"));
+    assert_eq!(with(b"starcoder2").as_deref(), Some("starcoder"));
+    // Llama 3 and others share an architecture.
+    assert_eq!(with(b"llama"), None);
+}
+
+#[test]
+fn metadata_of_the_wrong_type_is_refused_by_name() {
+    let one = |key, value| from_metadata(&[(key, value)]).unwrap_err();
+    let cases = [
+        one("tokenizer.ggml.model", None),
+        one("tokenizer.ggml.tokens", None),
+        one("tokenizer.ggml.tokens", Some(MetaValue::Integers(vec![1]))),
+        one(
+            "tokenizer.ggml.bos_token_id",
+            Some(MetaValue::Integer(1 << 40)),
+        ),
+        one("tokenizer.ggml.add_bos_token", Some(MetaValue::Integer(1))),
+        one("tokenizer.ggml.model", Some(MetaValue::String(b"\xff"))),
+    ];
+    let expected = [
+        "tokenizer.ggml.model: missing",
+        "tokenizer.ggml.tokens: missing",
+        "tokenizer.ggml.tokens: expected an array of strings, found an array of integers",
+        "tokenizer.ggml.bos_token_id: 1099511627776 is not a token id",
+        "tokenizer.ggml.add_bos_token: expected a truth value, found an integer",
+        "tokenizer.ggml.model: is not UTF-8",
+    ];
+    assert_eq!(cases, expected);
+}
+
 mod properties {
     use super::*;
     use proptest::prelude::*;

@@ -210,6 +210,7 @@ count={{ ns.count }} last={{ ns.last[:5] }}|{{ ns.last[-3:] }} {{ 'many' if ns.c
 {{ messages[::-1][0].role }} {{ 'x'.startswith('x') }} {{ messages[0].get('name', 'nobody') }} {{ range(3) | list }}
 {% for key, value in {'k': 1, 'j': 'v'}.items() %}{{ key }}={{ value }};{% endfor +%}
 {{ undefined_name }}{{ '  strip me  ' | trim }}{{ 'title case'.title() }} {{ "%s-%d" | format('f', 3) }}
+{%- if tools is iterable and tools | length > 0 %} tools{% endif %} {{ [none is iterable, 1 is iterable, 'a' is iterable, {} is iterable, undefined_name is iterable] }}
 {%- if enable_thinking is defined and not enable_thinking %} no thinking{% endif %}
 """,
 }
