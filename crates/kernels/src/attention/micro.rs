@@ -269,6 +269,7 @@ impl Rows<'_> {
                 probabilities: probabilities.cast(),
                 sums,
                 lines,
+                next: next.wrapping_add(source.head_dim() * BLOCK_TOKENS * 2),
             };
             let mut column = 0;
             while column < lines {
@@ -327,7 +328,7 @@ impl Kernel for Cap<'_> {
     }
 }
 
-/// Scores of `R` query rows with the block's tokens. Meanwhile asks for the `2 · head_dim` cache lines at `next`.
+/// Scores of `R` query rows with the block's tokens. Meanwhile asks for the keys of the tile at `next`.
 ///
 /// # Safety
 /// `queries` points to `R` rows, `row_len` numbers apart, of as many numbers as the source has dimensions.
@@ -341,8 +342,7 @@ unsafe fn scores<L: Lanes, S: Source, const R: usize>(
 ) -> [[L::V; TOKEN_VECTORS]; R] {
     let mut sums = [[l.splat(0.0); TOKEN_VECTORS]; R];
     for dim in 0..source.head_dim() {
-        l.prefetch(next.wrapping_add(dim * 128));
-        l.prefetch(next.wrapping_add(dim * 128 + 64));
+        l.prefetch(next.wrapping_add(dim * BLOCK_TOKENS * 2));
         // SAFETY: the caller's promise; `dim` is one of the source's dimensions.
         unsafe {
             let keys = [source.keys(l, dim, 0), source.keys(l, dim, 1)];
@@ -419,6 +419,8 @@ struct ValueRows<const R: usize> {
     /// For each row its sums, as many lines as the head has.
     sums: *mut Line,
     lines: usize,
+    /// The values of the tile to ask for meanwhile.
+    next: *const u8,
 }
 
 /// Adds the tokens' values times their probabilities to `C` vectors, from `first` on, of `R` rows; returns `C`.
@@ -441,7 +443,13 @@ unsafe fn add_values<L: Lanes, S: Source, const R: usize, const C: usize>(
                 sums[r][c] = l.load(&(*rows.sums.add(r * rows.lines + first + c)).0);
             }
         }
+        let mut next = rows.next.wrapping_add(first * LANES * 2);
         for token in 0..BLOCK_TOKENS {
+            l.prefetch(next);
+            if C > 2 {
+                l.prefetch(next.wrapping_add(64));
+            }
+            next = next.wrapping_add(source.head_dim() * 2);
             let mut values = [l.splat(0.0); C];
             for c in 0..C {
                 values[c] = source.values(l, token, first + c);
