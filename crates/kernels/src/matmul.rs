@@ -26,7 +26,7 @@ use crate::pool::WorkerPanic;
 use crate::simd::{Kernels, LANES, kernels};
 use activation::{Activations, Needs};
 use block::Tiles;
-use strip::{MAX_ROWS, SCRATCH_BYTES, Strip};
+use strip::{MAX_PANELS, MAX_ROWS, SCRATCH_BYTES, Strip};
 
 /// One product of a [`matmul`] call.
 pub struct MatmulJob<'a> {
@@ -201,8 +201,8 @@ struct Chunk<'a> {
     kernels: &'static Kernels,
     x: Activations,
     tiles: Tiles,
-    /// Whether there are so few rows that codes are unpacked as they are used.
-    direct: bool,
+    /// Whether there are so few rows that memory is slower than arithmetic.
+    few: bool,
     /// [`SCRATCH_BYTES`] for each worker.
     workers: *mut u8,
 }
@@ -214,15 +214,40 @@ struct Shared<T>(T);
 // SAFETY: the tasks of a region use parts that do not overlap; see where they are used.
 unsafe impl<T> Sync for Shared<T> {}
 
-/// A job's part of the tasks.
-struct Plan<'a> {
+/// A job whose weights the activations serve.
+struct Served<'a> {
     weights: Weights<'a>,
     /// The chunk's first row of the result.
     out: *mut f32,
     panels: usize,
-    panels_per_task: usize,
-    /// First task of the job.
-    first_task: usize,
+}
+
+/// Panels `first..last` of the job with number `job`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    job: usize,
+    first: usize,
+    last: usize,
+}
+
+/// Cuts jobs of so many panels each into pieces for `threads` threads: large ones first, since
+/// every beginning costs (memory is not read ahead yet, 20 % at 150 KB), then smaller ones so that
+/// all threads end together. A piece is a multiple of `step` panels, and at least `least`.
+fn cut(panels: &[usize], threads: usize, least: usize, step: usize) -> Vec<Piece> {
+    let mut left: usize = panels.iter().sum();
+    let mut pieces = Vec::with_capacity(panels.len() + 8 * threads);
+    for (job, &panels) in panels.iter().enumerate() {
+        let mut first = 0;
+        while first < panels {
+            let fair = left.div_ceil(2 * threads);
+            let size = fair.max(least).next_multiple_of(step);
+            let last = panels.min(first + size);
+            pieces.push(Piece { job, first, last });
+            left -= last - first;
+            first = last;
+        }
+    }
+    pieces
 }
 
 impl<'a> Chunk<'a> {
@@ -237,17 +262,12 @@ impl<'a> Chunk<'a> {
         let bytes = Activations::bytes_needed(needs, rows, cols);
         let memory = scratch.at_least(bytes + ctx.pool.threads() * SCRATCH_BYTES);
         let (activations, workers) = memory.split_at_mut(bytes);
-        let direct = rows <= 2 * kernels.direct_tile;
-        let width = if direct {
-            kernels.direct_tile
-        } else {
-            kernels.tile
-        };
+        let few = rows <= 2 * kernels.few_tile;
         Chunk {
             ctx,
             kernels,
-            tiles: Tiles::new(rows, width),
-            direct,
+            tiles: Tiles::new(rows, if few { kernels.few_tile } else { kernels.tile }),
+            few,
             x: Activations::place(needs, rows, cols, activations),
             workers: workers.as_mut_ptr(),
         }
@@ -284,73 +304,64 @@ impl<'a> Chunk<'a> {
     /// Multiplies with the weights of all jobs that the activations serve; `first` is the number of
     /// the chunk's first row.
     fn multiply(&mut self, jobs: &mut [MatmulJob<'_>], first: usize) -> Result<(), WorkerPanic> {
-        let tiles_per_task = self.tiles_per_task(jobs);
+        let served = self.served(jobs, first);
+        let pieces = self.pieces(&served);
+        let tiles_per_task = self.tiles_per_task(&served);
         let row_tasks = self.tiles.full.div_ceil(tiles_per_task).max(1);
-        let (plans, tasks) = self.plan(jobs, first);
-        let shared = Shared((plans.as_slice(), self.x, self.workers));
-        let (run_strip, direct, tiles) = (self.kernels.run_strip, self.direct, self.tiles);
-        self.ctx.pool.run(tasks * row_tasks, &|task, worker| {
-            let (plans, x, workers) = { &shared }.0;
-            let (tiles, task) = (tiles.part(task / tasks, tiles_per_task), task % tasks);
-            let at = plans.partition_point(|plan| plan.first_task <= task) - 1;
-            let plan = &plans[at];
-            let panel = (task - plan.first_task) * plan.panels_per_task;
-            let out = plan.out.wrapping_add(tiles.0 * plan.weights.rows());
-            let strip = Strip {
-                weights: plan.weights,
-                panels: (panel, plan.panels.min(panel + plan.panels_per_task)),
-                x,
-                row: tiles.0,
-                tiles: tiles.1,
-                direct,
-                out,
-                scratch: workers.wrapping_add(worker * SCRATCH_BYTES),
-            };
-            // SAFETY: the activations are written for these kernels; every task has its own part
-            // of `out` and every worker its own scratch; `kernels` gives only what this machine
-            // has.
-            unsafe { run_strip(&strip) }
-        })
+        let shared = Shared((served.as_slice(), self.x, self.workers));
+        let (run_strip, few, tiles) = (self.kernels.run_strip, self.few, self.tiles);
+        self.ctx
+            .pool
+            .run(pieces.len() * row_tasks, &|task, worker| {
+                let (served, x, workers) = { &shared }.0;
+                let (row, tiles) = tiles.part(task / pieces.len(), tiles_per_task);
+                let piece = pieces[task % pieces.len()];
+                let job = &served[piece.job];
+                let strip = Strip {
+                    weights: job.weights,
+                    panels: (piece.first, piece.last),
+                    x,
+                    row,
+                    tiles,
+                    few,
+                    out: job.out.wrapping_add(row * job.weights.rows()),
+                    scratch: workers.wrapping_add(worker * SCRATCH_BYTES),
+                };
+                // SAFETY: the activations are written for these kernels; every task has its own part
+                // of `out` and every worker its own scratch; `kernels` gives only what this machine
+                // has.
+                unsafe { run_strip(&strip) }
+            })
     }
 
-    /// Tiles of activations in a task: all, unless there are too few strips to share out.
-    fn tiles_per_task(&self, jobs: &[MatmulJob<'_>]) -> usize {
-        /// Tiles below which unpacking would cost too much.
-        const LEAST: usize = 8;
-        let panels: usize = jobs
-            .iter()
-            .filter(|job| self.x.needs.serve(job.weights.format()))
-            .map(|job| job.weights.rows().div_ceil(LANES))
-            .sum();
-        let strips = panels.div_ceil(self.kernels.panels).max(1);
-        let parts = (4 * self.ctx.pool.threads()).div_ceil(strips);
-        self.tiles.full.div_ceil(parts).max(LEAST)
-    }
-
-    /// Cuts the jobs that the activations serve into tasks of some panels each, and counts them.
-    fn plan<'j>(&self, jobs: &'j mut [MatmulJob<'_>], first: usize) -> (Vec<Plan<'j>>, usize) {
-        /// Multiplications that make a task worth claiming: about 20 µs.
-        const TASK: usize = 4 << 20;
-        let mut tasks = 0;
-        let mut plans = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            if !self.x.needs.serve(job.weights.format()) || job.weights.rows() == 0 {
-                continue;
-            }
-            let panels = job.weights.rows().div_ceil(LANES);
-            let of_panel = LANES * self.x.cols * self.x.n.max(16);
-            let fair = panels.div_ceil(8 * self.ctx.pool.threads());
-            let wanted = (TASK / of_panel).clamp(1, fair.max(1));
-            let panels_per_task = wanted.next_multiple_of(self.kernels.panels);
-            plans.push(Plan {
+    /// The jobs that the activations serve.
+    fn served<'j>(&self, jobs: &'j mut [MatmulJob<'_>], first: usize) -> Vec<Served<'j>> {
+        jobs.iter_mut()
+            .filter(|job| self.x.needs.serve(job.weights.format()) && job.weights.rows() > 0)
+            .map(|job| Served {
                 weights: job.weights,
                 out: job.out[first * job.weights.rows()..].as_mut_ptr(),
-                panels,
-                panels_per_task,
-                first_task: tasks,
-            });
-            tasks += panels.div_ceil(panels_per_task);
-        }
-        (plans, tasks)
+                panels: job.weights.rows().div_ceil(LANES),
+            })
+            .collect()
+    }
+
+    /// The pieces that tasks are made of.
+    fn pieces(&self, served: &[Served<'_>]) -> Vec<Piece> {
+        /// Multiplications that make a task worth claiming: a few µs.
+        const TASK: usize = 2 << 20;
+        let panels: Vec<usize> = served.iter().map(|job| job.panels).collect();
+        let least = TASK / (LANES * self.x.cols * self.x.n.max(16));
+        let threads = self.ctx.pool.threads();
+        cut(&panels, threads, least.max(1), MAX_PANELS)
+    }
+
+    /// Full tiles of activations in a task: all, unless there are too few panels to share out.
+    fn tiles_per_task(&self, served: &[Served<'_>]) -> usize {
+        /// Tiles below which unpacking would cost too much.
+        const LEAST: usize = 8;
+        let panels: usize = served.iter().map(|job| job.panels).sum();
+        let parts = (4 * self.ctx.pool.threads()).div_ceil(panels.max(1));
+        self.tiles.full.div_ceil(parts).max(LEAST)
     }
 }

@@ -27,12 +27,13 @@ pub(crate) const LANES: usize = 16;
 /// Every method may be called only on a machine that has the instruction set, and reads or writes
 /// through its pointers exactly what its line says, without need of alignment.
 pub(crate) trait Simd: Copy + 'static {
-    /// Rows of activations in a full register tile on unpacked codes: 6 or 3.
+    /// Rows of activations in a full register tile where there are many: 6, on two panels, or 3.
     const TILE: usize;
-    /// Rows in a full register tile where codes are unpacked as they are used: at most 4.
-    const DIRECT_TILE: usize;
-    /// Panels in a register tile on unpacked codes: 1 or 2.
-    const PANELS: usize;
+    /// Rows of activations in a full register tile where there are few: 8, on one panel, or 3.
+    const FEW_TILE: usize;
+    /// Whether it pays with many rows to unpack even simple codes once into memory, rather than in
+    /// registers for every tile: so it is where tiles are small.
+    const EXPANDS: bool;
     /// Whether [`Simd::dot_wide`] takes codes as signed numbers (xor 0x80) rather than as they are.
     const WIDE_IS_SIGNED: bool;
 

@@ -11,9 +11,11 @@ use crate::simd::{LANES, Simd, prefetch};
 pub(crate) trait Block: 'static {
     /// What [`Block::expand`] writes.
     type Expanded: Block;
-    /// Whether the layout is of floats: then products take two panels, so that there are chains of
-    /// multiply-adds enough.
+    /// Whether the layout is of floats. Then products always take two panels, so that there are
+    /// chains of multiply-adds enough.
     const IS_FLOAT: bool;
+    /// Whether unpacking is so much work that with many rows it pays to do it once, into memory.
+    const HEAVY: bool;
     /// Bytes of a superblock of `len` columns.
     fn superblock_bytes(len: usize) -> usize;
     /// Bytes of `len` columns of a row as in the file.
@@ -46,6 +48,8 @@ pub(crate) struct Product<const R: usize> {
     pub sums: *mut f32,
     /// Whether the sums start from zero rather than from what is there.
     pub fresh: bool,
+    /// Whether the first tile finds the panels in memory, and those that follow will be wanted too.
+    pub streams: bool,
     /// What to ask of memory meanwhile, spread over the tiles.
     pub ahead: Ahead,
 }

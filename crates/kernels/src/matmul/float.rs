@@ -61,6 +61,7 @@ impl Float for BF16 {
 impl<E: Float> Block for Floats<E> {
     type Expanded = Floats<F32>;
     const IS_FLOAT: bool = true;
+    const HEAVY: bool = true;
 
     fn superblock_bytes(len: usize) -> usize {
         len * LANES * E::BYTES

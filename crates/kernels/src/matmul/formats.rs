@@ -283,10 +283,11 @@ impl<const GROUP: usize, const HAS_MIN: bool, const WIDE: bool> Quantized
 
 /// The kernels of a file format by those of its groups.
 macro_rules! block {
-    ($format:ident, $expanded:ident, $pack:path) => {
+    ($format:ident, heavy: $heavy:literal, $expanded:ident, $pack:path) => {
         impl Block for $format {
             type Expanded = $expanded;
             const IS_FLOAT: bool = false;
+            const HEAVY: bool = $heavy;
 
             fn superblock_bytes(len: usize) -> usize {
                 layout::superblock_bytes(WeightFormat::$format, len)
@@ -318,17 +319,18 @@ macro_rules! block {
     };
 }
 
-block!(Q4_0, Expanded32, pack::q4_0::<S>);
-block!(Q8_0, ExpandedWide, pack::q8_0::<S>);
-block!(Q4K, ExpandedMin, pack::q4k::<S>);
-block!(Q5K, ExpandedMin, pack::q5k::<S>);
-block!(Q6K, Expanded16, pack::q6k::<S>);
+block!(Q4_0, heavy: false, Expanded32, pack::q4_0::<S>);
+block!(Q8_0, heavy: false, ExpandedWide, pack::q8_0::<S>);
+block!(Q4K, heavy: true, ExpandedMin, pack::q4k::<S>);
+block!(Q5K, heavy: true, ExpandedMin, pack::q5k::<S>);
+block!(Q6K, heavy: true, Expanded16, pack::q6k::<S>);
 
 impl<const GROUP: usize, const HAS_MIN: bool, const WIDE: bool> Block
     for Expanded<GROUP, HAS_MIN, WIDE>
 {
     type Expanded = Self;
     const IS_FLOAT: bool = false;
+    const HEAVY: bool = false;
 
     fn superblock_bytes(len: usize) -> usize {
         expanded_bytes::<Self>(len)

@@ -1,8 +1,10 @@
 //! A strip of the result: a few panels of weights times a run of rows of activations.
 //!
-//! With few rows the kernels unpack codes in registers as they use them (*direct*), and all columns
-//! are done in one call. With many, each superblock is unpacked once into scratch that stays in the
-//! first-level cache and then meets every tile of rows; the sums wait in scratch meanwhile.
+//! There are two ways. *Directly*: codes are unpacked in registers as they are used, and a tile of
+//! rows meets all columns of a panel before the next tile does. *Expanded*: each superblock is
+//! unpacked once into scratch that stays in the first-level cache and then meets every tile, while
+//! the sums wait in scratch. With few rows all formats go directly, with many those that are heavy
+//! to unpack do not, nor anything where registers allow only small tiles.
 
 use super::activation::Activations;
 use super::block::{Ahead, Block, Product, Tiles};
@@ -40,8 +42,8 @@ pub(crate) struct Strip<'a> {
     pub row: usize,
     /// Its tiles, which are tiles of the activations too.
     pub tiles: Tiles,
-    /// Whether the codes are unpacked as they are used.
-    pub direct: bool,
+    /// Whether there are so few rows that memory is slower than arithmetic.
+    pub few: bool,
     /// Row `row` of the result, which has as many columns as the weights have rows.
     pub out: *mut f32,
     /// [`SCRATCH_BYTES`] for nobody else's use.
@@ -129,20 +131,28 @@ pub(crate) unsafe fn run<S: Shells>(strip: &Strip<'_>) {
 /// # Safety
 /// See [`run`].
 unsafe fn run_format<S: Shells, B: Block>(strip: &Strip<'_>, scratch: Scratch) {
+    // What no instruction set uses is not even compiled: all but `few` is constant.
     // SAFETY: the caller's promise.
     unsafe {
-        match (strip.direct, B::IS_FLOAT || S::PANELS == 2) {
-            (true, _) if B::IS_FLOAT => run_panels::<S, B, 2, true>(strip, scratch),
-            (true, _) => run_panels::<S, B, 1, true>(strip, scratch),
-            (false, true) => run_panels::<S, B, 2, false>(strip, scratch),
-            (false, false) => run_panels::<S, B, 1, false>(strip, scratch),
+        if strip.few {
+            if B::IS_FLOAT {
+                run_panels::<S, B, 2, true, true>(strip, scratch);
+            } else {
+                run_panels::<S, B, 1, true, true>(strip, scratch);
+            }
+        } else if !(S::EXPANDS || B::HEAVY) {
+            run_panels::<S, B, 2, false, true>(strip, scratch);
+        } else if B::IS_FLOAT || S::TILE > 4 {
+            run_panels::<S, B, 2, false, false>(strip, scratch);
+        } else {
+            run_panels::<S, B, 1, false, false>(strip, scratch);
         }
     }
 }
 
 /// # Safety
 /// See [`run`].
-unsafe fn run_panels<S: Shells, B: Block, const R: usize, const DIRECT: bool>(
+unsafe fn run_panels<S: Shells, B: Block, const R: usize, const FEW: bool, const DIRECT: bool>(
     strip: &Strip<'_>,
     scratch: Scratch,
 ) {
@@ -152,7 +162,7 @@ unsafe fn run_panels<S: Shells, B: Block, const R: usize, const DIRECT: bool>(
         let panels = std::array::from_fn(|r| (first + r).min(last - 1));
         // SAFETY: the caller's promise.
         unsafe {
-            multiply_panels::<S, B, R, DIRECT>(strip, panels, scratch);
+            multiply_panels::<S, B, R, FEW, DIRECT>(strip, panels, scratch);
             write_out::<R>(strip, (first, last.min(first + R)), scratch.sums);
         }
     }
@@ -160,7 +170,13 @@ unsafe fn run_panels<S: Shells, B: Block, const R: usize, const DIRECT: bool>(
 
 /// # Safety
 /// See [`run`]; the matrix has the panels.
-unsafe fn multiply_panels<S: Shells, B: Block, const R: usize, const DIRECT: bool>(
+unsafe fn multiply_panels<
+    S: Shells,
+    B: Block,
+    const R: usize,
+    const FEW: bool,
+    const DIRECT: bool,
+>(
     strip: &Strip<'_>,
     numbers: [usize; R],
     scratch: Scratch,
@@ -172,26 +188,21 @@ unsafe fn multiply_panels<S: Shells, B: Block, const R: usize, const DIRECT: boo
         match strip.weights {
             Weights::Panels(panels) if DIRECT => {
                 let (at, range) = (panel_pointers(&panels, numbers), (0, superblocks));
-                multiply::<S, B, R, true>(strip, at, step, range, Ahead::NONE, scratch);
+                multiply::<S, B, R, FEW>(strip, at, step, range, None, scratch);
             }
             Weights::Panels(panels) => {
                 let at = panel_pointers(&panels, numbers);
                 for superblock in 0..superblocks {
                     let at = at.map(|panel| panel.wrapping_add(superblock * step));
                     let ahead = Ahead::new(at.iter().map(|panel| panel.wrapping_add(step)), step);
-                    expand_and_multiply::<S, B, R>(strip, at, superblock, ahead, scratch);
+                    multiply_one::<S, B, R, FEW, DIRECT>(strip, at, superblock, ahead, scratch);
                 }
             }
             Weights::Rows(matrix) => {
                 for superblock in 0..superblocks {
                     let at = pack_superblocks::<S, B, R>(&matrix, numbers, superblock, scratch);
                     let ahead = rows_ahead::<B, R>(&matrix, numbers, superblock);
-                    if DIRECT {
-                        let range = (superblock, superblock + 1);
-                        multiply::<S, B, R, true>(strip, at, 0, range, ahead, scratch);
-                    } else {
-                        expand_and_multiply::<S, B, R>(strip, at, superblock, ahead, scratch);
-                    }
+                    multiply_one::<S, B, R, FEW, DIRECT>(strip, at, superblock, ahead, scratch);
                 }
             }
         }
@@ -260,9 +271,11 @@ fn row_pointers<B: Block>(
     })
 }
 
+/// Multiplies one superblock, expanded first unless the kernel is direct.
+///
 /// # Safety
 /// See [`run`]; `panels` are superblock `superblock` of `R` panels.
-unsafe fn expand_and_multiply<S: Shells, B: Block, const R: usize>(
+unsafe fn multiply_one<S: Shells, B: Block, const R: usize, const FEW: bool, const DIRECT: bool>(
     strip: &Strip<'_>,
     panels: [*const u8; R],
     superblock: usize,
@@ -270,16 +283,19 @@ unsafe fn expand_and_multiply<S: Shells, B: Block, const R: usize>(
     scratch: Scratch,
 ) {
     let len = superblock_len(strip.x.cols, superblock);
+    let (range, ahead) = ((superblock, superblock + 1), Some(ahead));
     // SAFETY: the scratch has room for `R` expanded superblocks.
     unsafe {
+        if DIRECT {
+            return multiply::<S, B, R, FEW>(strip, panels, 0, range, ahead, scratch);
+        }
         let mut expanded = [std::ptr::null(); R];
         for (r, panel) in panels.into_iter().enumerate() {
             let to = scratch.expanded.add(r * EXPANDED_BYTES);
             S::expand::<B>(panel, len, to);
             expanded[r] = to.cast_const();
         }
-        let range = (superblock, superblock + 1);
-        multiply::<S, B::Expanded, R, false>(strip, expanded, 0, range, ahead, scratch);
+        multiply::<S, B::Expanded, R, FEW>(strip, expanded, 0, range, ahead, scratch);
     }
 }
 
@@ -287,12 +303,12 @@ unsafe fn expand_and_multiply<S: Shells, B: Block, const R: usize>(
 ///
 /// # Safety
 /// See [`run`]; `panels` are the first superblock of `R` panels, the others follow `step` apart.
-unsafe fn multiply<S: Shells, B: Block, const R: usize, const DIRECT: bool>(
+unsafe fn multiply<S: Shells, B: Block, const R: usize, const FEW: bool>(
     strip: &Strip<'_>,
     panels: [*const u8; R],
     step: usize,
     superblocks: (usize, usize),
-    ahead: Ahead,
+    ahead: Option<Ahead>,
     scratch: Scratch,
 ) {
     let mut args = Product {
@@ -304,7 +320,8 @@ unsafe fn multiply<S: Shells, B: Block, const R: usize, const DIRECT: bool>(
         tiles: strip.tiles.full,
         sums: scratch.sums,
         fresh: superblocks.0 == 0,
-        ahead,
+        streams: ahead.is_none(),
+        ahead: ahead.unwrap_or(Ahead::NONE),
     };
     let mut width = strip.tiles.width;
     for tail in strip.tiles.tails.into_iter().chain([0]) {
@@ -312,8 +329,9 @@ unsafe fn multiply<S: Shells, B: Block, const R: usize, const DIRECT: bool>(
         // SAFETY: the scratch has sums for all rows.
         unsafe {
             if rows > 0 {
-                product_of_width::<S, B, R, DIRECT>(width, &args);
+                product_of_width::<S, B, R, FEW>(width, &args);
                 args.ahead = Ahead::NONE;
+                args.streams = false;
             }
             args.sums = args.sums.add(rows * R * LANES);
         }
@@ -325,21 +343,23 @@ unsafe fn multiply<S: Shells, B: Block, const R: usize, const DIRECT: bool>(
 
 /// # Safety
 /// See [`Block::product`].
-unsafe fn product_of_width<S: Shells, B: Block, const R: usize, const DIRECT: bool>(
+unsafe fn product_of_width<S: Shells, B: Block, const R: usize, const FEW: bool>(
     width: usize,
     args: &Product<R>,
 ) {
     // What no instruction set uses is not even compiled: the conditions are constants.
-    let narrow = S::TILE < 6;
+    let wide = S::TILE > 4;
     // SAFETY: the caller's promise.
     unsafe {
         match width {
-            1 if DIRECT => S::product::<B, R, 1>(args),
-            2 if DIRECT || narrow => S::product::<B, R, 2>(args),
+            1 if FEW => S::product::<B, R, 1>(args),
+            2 if FEW || !wide => S::product::<B, R, 2>(args),
             3 => S::product::<B, R, 3>(args),
-            4 if !narrow => S::product::<B, R, 4>(args),
-            5 if !narrow && !DIRECT => S::product::<B, R, 5>(args),
-            6 if !narrow && !DIRECT => S::product::<B, R, 6>(args),
+            4 if wide => S::product::<B, R, 4>(args),
+            5 if wide => S::product::<B, R, 5>(args),
+            6 if wide => S::product::<B, R, 6>(args),
+            7 if wide && FEW => S::product::<B, R, 7>(args),
+            8 if wide && FEW => S::product::<B, R, 8>(args),
             _ => unreachable!("no tile has {width} rows"),
         }
     }
@@ -386,10 +406,10 @@ unsafe fn by_values<S: Shells>(strip: &Strip<'_>, panel: usize, scratch: Scratch
                 (superblock, superblock + 1),
                 [scratch.expanded.cast_const(); 2],
             );
-            if strip.direct {
-                multiply::<S, Floats<F32>, 2, true>(strip, at, 0, range, Ahead::NONE, scratch);
+            if strip.few {
+                multiply::<S, Floats<F32>, 2, true>(strip, at, 0, range, None, scratch);
             } else {
-                multiply::<S, Floats<F32>, 2, false>(strip, at, 0, range, Ahead::NONE, scratch);
+                multiply::<S, Floats<F32>, 2, false>(strip, at, 0, range, None, scratch);
             }
         }
     }

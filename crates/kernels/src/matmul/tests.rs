@@ -371,3 +371,42 @@ fn wrong_lengths_are_refused() {
     };
     let _ = matmul(ctx, &mut jobs, &case.x[1..], 2, &mut MatmulScratch::new());
 }
+
+proptest! {
+    #[test]
+    fn pieces_cover_all_panels_once(
+        panels in prop::collection::vec(0..600usize, 0..5),
+        threads in 1..9usize,
+        least in 1..20usize,
+        step in 1..3usize,
+    ) {
+        let pieces = cut(&panels, threads, least, step);
+        let mut next = vec![0; panels.len()];
+        for piece in pieces {
+            prop_assert_eq!(piece.first, next[piece.job]);
+            prop_assert!(piece.first % step == 0 && piece.first < piece.last);
+            next[piece.job] = piece.last;
+        }
+        prop_assert_eq!(next, panels);
+    }
+
+    #[test]
+    fn tiles_cover_all_rows_once(n in 1..600usize, width in prop::sample::select(vec![3usize, 8]), size in 1..20usize) {
+        let tiles = Tiles::new(n, width);
+        prop_assert_eq!(tiles.rows(), n);
+        let mut next = 0;
+        for (row, width) in (0..).map_while(|i| tiles.tile(i)) {
+            prop_assert_eq!(row, next);
+            next += width;
+        }
+        prop_assert_eq!(next, n);
+        // The parts of a chunk are made of the same tiles.
+        let mut next = 0;
+        for part in 0..tiles.full.div_ceil(size).max(1) {
+            let (row, tiles) = tiles.part(part, size);
+            prop_assert_eq!(row, next);
+            next += tiles.rows();
+        }
+        prop_assert_eq!(next, n);
+    }
+}

@@ -43,8 +43,8 @@ macro_rules! avx2 {
     ($name:ident, wide_is_signed: $signed:literal, dot: $dot:item, dot_wide: $dot_wide:item) => {
         impl Simd for $name {
             const TILE: usize = 3;
-            const DIRECT_TILE: usize = 3;
-            const PANELS: usize = 1;
+            const FEW_TILE: usize = 3;
+            const EXPANDS: bool = true;
             const WIDE_IS_SIGNED: bool = $signed;
             type F = [__m256; 2];
             type I = [__m256i; 2];

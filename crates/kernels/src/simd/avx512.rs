@@ -43,8 +43,8 @@ macro_rules! avx512 {
     ($name:ident, wide_is_signed: $signed:literal, dot: $dot:item, dot_wide: $dot_wide:item) => {
         impl Simd for $name {
             const TILE: usize = 6;
-            const DIRECT_TILE: usize = 4;
-            const PANELS: usize = 2;
+            const FEW_TILE: usize = 8;
+            const EXPANDS: bool = false;
             const WIDE_IS_SIGNED: bool = $signed;
             type F = __m512;
             type I = __m512i;

@@ -64,8 +64,8 @@ macro_rules! each {
 
 impl Simd for Neon {
     const TILE: usize = 3;
-    const DIRECT_TILE: usize = 3;
-    const PANELS: usize = 1;
+    const FEW_TILE: usize = 3;
+    const EXPANDS: bool = true;
     const WIDE_IS_SIGNED: bool = true;
     type F = [float32x4_t; 4];
     type I = [int32x4_t; 4];

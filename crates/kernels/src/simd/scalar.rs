@@ -27,8 +27,8 @@ unsafe fn read<const SIZE: usize>(from: *const u8) -> [[u8; SIZE]; LANES] {
 
 impl Simd for Scalar {
     const TILE: usize = 3;
-    const DIRECT_TILE: usize = 3;
-    const PANELS: usize = 1;
+    const FEW_TILE: usize = 3;
+    const EXPANDS: bool = true;
     const WIDE_IS_SIGNED: bool = true;
     type F = [f32; 16];
     type I = [i32; 16];

@@ -111,12 +111,10 @@ shells!(super::neon::Neon, "neon,dotprod");
 
 /// The entry points of an instruction set.
 pub(crate) struct Kernels {
-    /// Rows of activations in a full tile on unpacked codes.
+    /// Rows of activations in a full tile where there are many.
     pub tile: usize,
-    /// Rows of activations in a full tile where codes are unpacked as they are used.
-    pub direct_tile: usize,
-    /// Panels in a register tile.
-    pub panels: usize,
+    /// Rows of activations in a full tile where there are few.
+    pub few_tile: usize,
     /// Whether wide codes are taken as signed numbers.
     pub wide_is_signed: bool,
     /// [`Activations::write_tile`].
@@ -135,8 +133,7 @@ impl Kernels {
     const fn of<S: Shells>() -> Kernels {
         Kernels {
             tile: S::TILE,
-            direct_tile: S::DIRECT_TILE,
-            panels: S::PANELS,
+            few_tile: S::FEW_TILE,
             wide_is_signed: S::WIDE_IS_SIGNED,
             write_tile: S::write_tile,
             run_strip: strip::run::<S>,
