@@ -19,7 +19,7 @@ use lanes::{Kernel, LANES, Lanes, dispatch, elementwise, load_part, store_part};
 pub(crate) use share::SharedSlice;
 
 /// Elements below which another thread costs more than it saves.
-const GRAIN: usize = 16 << 10;
+const GRAIN: usize = 4 << 10;
 
 /// An elementwise operation with a second operand, run in parallel pieces.
 macro_rules! binary {
@@ -189,14 +189,14 @@ impl Kernel for ExpSum<'_> {
     }
 }
 
-elementwise!(Divide { x: x, number y } |l| l.div(x, y));
+elementwise!(Multiply { x: x, number y } |l| l.mul(x, y));
 elementwise!(Subtract { x: x, number y } |l| l.sub(x, y));
 
 /// `x = e^x / Σ e^x`. Where all are negative infinity (or none is a number) every result is not a number.
 pub fn softmax(isa: Isa, x: &mut [f32]) {
     let max = max(isa, x);
     let sum = dispatch(isa, ExpSum { x, max, keep: true });
-    dispatch(isa, Divide { x, y: sum });
+    dispatch(isa, Multiply { x, y: 1.0 / sum });
 }
 
 /// `ln Σ e^x`; `x` is left as it is.

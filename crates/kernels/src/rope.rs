@@ -6,7 +6,7 @@
 
 use crate::Context;
 use crate::ops::SharedSlice;
-use crate::ops::lanes::{Kernel, LANES, Lanes, dispatch, load_part, store_part};
+use crate::ops::lanes::{Kernel, LANES, Lanes, dispatch, elementwise, load_part, store_part};
 use crate::pool::WorkerPanic;
 use std::f64::consts::TAU;
 
@@ -414,53 +414,51 @@ impl Kernel for Turn<'_> {
             let (cosines, sines) = cos_sin.split_at(row_len / 2);
             let head = &mut self.x[head * head_dim..][..dims];
             match self.table.layout {
-                RopeLayout::Interleaved => turn_interleaved(l, head, cosines, sines),
+                RopeLayout::Interleaved => TurnInterleaved {
+                    x: head,
+                    cosines,
+                    sines,
+                }
+                .run(l),
                 RopeLayout::Halves => turn_halves(l, head, cosines, sines),
             }
         }
     }
 }
 
-/// Loads sixteen numbers from `i` on, or fewer at the end.
+/// Turns sixteen pairs, or fewer: `first` and `second` values of each.
 #[inline(always)]
-fn load<L: Lanes>(l: L, x: &[f32], i: usize) -> L::V {
-    let x = &x[i..];
-    match x.first_chunk() {
-        Some(x) => l.load(x),
-        None => load_part(l, x, 0.0),
-    }
-}
-
-#[inline(always)]
-fn store<L: Lanes>(l: L, v: L::V, x: &mut [f32], i: usize) {
-    let x = &mut x[i..];
-    match x.first_chunk_mut() {
-        Some(x) => l.store(v, x),
-        None => store_part(l, v, x),
-    }
+fn turn_pairs<L: Lanes>(l: L, (a, b): (L::V, L::V), (cos, sin): (L::V, L::V)) -> (L::V, L::V) {
+    (l.fnma(b, sin, l.mul(a, cos)), l.fma(a, sin, l.mul(b, cos)))
 }
 
 #[inline(always)]
 fn turn_halves<L: Lanes>(l: L, head: &mut [f32], cosines: &[f32], sines: &[f32]) {
-    let half = head.len() / 2;
-    let (first, second) = head.split_at_mut(half);
-    let mut i = 0;
-    while i < half {
-        let (cos, sin) = (load(l, cosines, i), load(l, sines, i));
-        let (a, b) = (load(l, first, i), load(l, second, i));
-        store(l, l.fnma(b, sin, l.mul(a, cos)), first, i);
-        store(l, l.fma(a, sin, l.mul(b, cos)), second, i);
-        i += LANES;
+    let (first, second) = head.split_at_mut(head.len() / 2);
+    let (first, first_rest) = first.as_chunks_mut::<LANES>();
+    let (second, second_rest) = second.as_chunks_mut::<LANES>();
+    let (cosines, cosines_rest) = cosines.as_chunks::<LANES>();
+    let (sines, sines_rest) = sines.as_chunks::<LANES>();
+    for i in 0..first.len() {
+        let pairs = (l.load(&first[i]), l.load(&second[i]));
+        let (a, b) = turn_pairs(l, pairs, (l.load(&cosines[i]), l.load(&sines[i])));
+        l.store(a, &mut first[i]);
+        l.store(b, &mut second[i]);
+    }
+    if !first_rest.is_empty() {
+        let pairs = (
+            load_part(l, first_rest, 0.0),
+            load_part(l, second_rest, 0.0),
+        );
+        let angles = (
+            load_part(l, cosines_rest, 0.0),
+            load_part(l, sines_rest, 0.0),
+        );
+        let (a, b) = turn_pairs(l, pairs, angles);
+        store_part(l, a, first_rest);
+        store_part(l, b, second_rest);
     }
 }
 
-#[inline(always)]
-fn turn_interleaved<L: Lanes>(l: L, head: &mut [f32], cosines: &[f32], sines: &[f32]) {
-    let mut i = 0;
-    while i < head.len() {
-        let (cos, sin) = (load(l, cosines, i), load(l, sines, i));
-        let v = load(l, head, i);
-        store(l, l.fma(l.swap_pairs(v), sin, l.mul(v, cos)), head, i);
-        i += LANES;
-    }
-}
+elementwise!(TurnInterleaved { x: x, slice cosines, slice sines }
+    |l| l.fma(l.swap_pairs(x), sines, l.mul(x, cosines)));

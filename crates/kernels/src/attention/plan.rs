@@ -6,11 +6,17 @@ use crate::kv::KvLayout;
 use crate::ops::lanes::LANES;
 use std::ops::Range;
 
+#[cfg(test)]
+mod tests;
+
 /// Query rows (rows × query heads) that a task takes through the context together, at most, but for what one row and
 /// one KV head need.
 pub(super) const TASK_QUERIES: usize = 64;
 /// Tasks for each thread, about, so that none waits long for the last.
 const TASKS_PER_THREAD: usize = 8;
+
+/// Cost (see [`Tile::cost`]) below which a part of the work is not worth a task: a few microseconds.
+const LEAST_COST: usize = 1 << 19;
 
 /// A part of the work: some rows of a sequence, some KV heads, some of the context.
 #[derive(Clone, Debug)]
@@ -144,11 +150,13 @@ impl Plan {
                     })
                 })
         };
-        let total: usize = tiles().map(|tile| tile.cost(shape.window)).sum();
-        let share = total.div_ceil(TASKS_PER_THREAD * threads);
+        let total: usize = tiles().map(|tile| tile.cost(layout, shape)).sum();
+        let share = total.div_ceil(TASKS_PER_THREAD * threads).max(LEAST_COST);
         for tile in tiles() {
             self.divide(layout, shape, &tile, share, threads);
         }
+        // Later rows see more: begin with the longest tasks, so that the last ones are short.
+        self.tasks.reverse();
     }
 
     /// Adds a tile's tasks. Those of a tile with more than `share` of the cost take a part of the context each.
@@ -163,7 +171,7 @@ impl Plan {
         let group = shape.heads / layout.kv_heads();
         let most_heads = (TASK_QUERIES / (group * tile.rows.len())).clamp(1, layout.kv_heads());
         let splits = tile.splits(shape.window);
-        let parts = tile.cost(shape.window).div_ceil(share.max(1)).max(1);
+        let parts = tile.cost(layout, shape).div_ceil(share).max(1);
         // Two divisions make parts: by heads, which costs nothing, and by context, which costs a merge.
         let by_heads = layout.kv_heads().div_ceil(most_heads);
         let by_context = if threads > 1 {
@@ -232,8 +240,11 @@ impl Tile {
         seen.start / SPLIT_TOKENS..seen.end.div_ceil(SPLIT_TOKENS)
     }
 
-    /// Time it takes, in no unit: reading the context is as much work as two rows.
-    fn cost(&self, window: Option<usize>) -> usize {
-        self.seen(window).len() * (self.rows.len() + 2)
+    /// Time it takes, in multiplications: reading the context is as much work as a few query rows.
+    fn cost(&self, layout: &KvLayout, shape: &AttentionShape<'_>) -> usize {
+        let queries = self.rows.len() * shape.heads + 4 * layout.kv_heads();
+        self.seen(shape.window)
+            .len()
+            .saturating_mul(queries * 2 * layout.head_dim())
     }
 }

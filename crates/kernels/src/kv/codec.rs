@@ -77,28 +77,44 @@ impl Kernel for WriteHalves<'_> {
             source,
         } = self;
         let (keys, values) = tile.split_at_mut(format.half_tile_bytes(head_dim));
-        let (key_rows, _) = keys.as_chunks_mut::<{ 2 * BLOCK_TOKENS }>();
+        let key_rows = keys.as_chunks_mut::<{ 2 * BLOCK_TOKENS }>().0;
         for token in 0..n {
             let slot = first_slot + token;
             let at = token * source.width + source.first;
-            let (k, v) = (
-                &source.keys[at..at + head_dim],
-                &source.values[at..at + head_dim],
-            );
+            let k = source.keys[at..at + head_dim].as_chunks::<LANES>();
+            let v = source.values[at..at + head_dim].as_chunks::<LANES>();
             let value_row = &mut values[2 * slot * head_dim..2 * (slot + 1) * head_dim];
-            let mut dim = 0;
-            while dim < head_dim {
-                let count = LANES.min(head_dim - dim);
-                let key_bytes = to_halves(l, format, load_part(l, &k[dim..dim + count], 0.0));
-                let value_bytes = to_halves(l, format, load_part(l, &v[dim..dim + count], 0.0));
-                value_row[2 * dim..2 * (dim + count)].copy_from_slice(&value_bytes[..2 * count]);
-                let pairs = key_bytes.as_chunks::<2>().0;
-                for (row, pair) in key_rows[dim..dim + count].iter_mut().zip(pairs) {
-                    row[2 * slot..2 * slot + 2].copy_from_slice(pair);
-                }
-                dim += LANES;
+            let (value_chunks, value_rest) = value_row.as_chunks_mut::<{ 2 * LANES }>();
+            let (key_chunks, key_rest) = key_rows.as_chunks_mut::<LANES>();
+            for i in 0..k.0.len() {
+                value_chunks[i] = to_halves(l, format, l.load(&v.0[i]));
+                write_column(
+                    &mut key_chunks[i],
+                    slot,
+                    &to_halves(l, format, l.load(&k.0[i])),
+                );
+            }
+            let rest = k.1.len();
+            if rest > 0 {
+                let bytes = to_halves(l, format, load_part(l, v.1, 0.0));
+                value_rest.copy_from_slice(&bytes[..2 * rest]);
+                write_column(
+                    key_rest,
+                    slot,
+                    &to_halves(l, format, load_part(l, k.1, 0.0)),
+                );
             }
         }
+    }
+}
+
+/// Writes one token's keys of at most sixteen dimensions, of each of which there is a row of tokens.
+#[inline(always)]
+fn write_column(rows: &mut [[u8; 2 * BLOCK_TOKENS]], slot: usize, keys: &[u8; 2 * LANES]) {
+    let keys = keys.as_chunks::<2>().0;
+    assert!(slot < BLOCK_TOKENS && rows.len() <= LANES);
+    for i in 0..rows.len() {
+        (rows[i][2 * slot], rows[i][2 * slot + 1]) = (keys[i][0], keys[i][1]);
     }
 }
 

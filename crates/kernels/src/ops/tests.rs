@@ -232,3 +232,67 @@ fn long_slices_are_shared() {
     });
     assert_eq!(shared, alone);
 }
+
+struct Halves<'a> {
+    x: &'a [f32; LANES],
+    f16: &'a mut [u8; 2 * LANES],
+    bf16: &'a mut [u8; 2 * LANES],
+    back: &'a mut [f32; 2 * LANES],
+}
+
+impl Kernel for Halves<'_> {
+    type Output = ();
+    fn run<L: Lanes>(self, l: L) {
+        l.vectorize(Inner(self));
+    }
+}
+
+struct Inner<'a>(Halves<'a>);
+
+impl Kernel for Inner<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let Halves { x, f16, bf16, back } = self.0;
+        l.store_f16(l.load(x), f16);
+        l.store_bf16(l.load(x), bf16);
+        let (from_f16, from_bf16) = back.split_at_mut(LANES);
+        l.store(l.load_f16(f16), from_f16.first_chunk_mut().unwrap());
+        l.store(l.load_bf16(bf16), from_bf16.first_chunk_mut().unwrap());
+    }
+}
+
+#[test]
+fn sixteen_bit_numbers_are_the_nearest() {
+    use crate::format::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+    // Every upper half of a number, with lower halves around the ties, and not-a-numbers.
+    let lower = [0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF];
+    let all = (0..=0xFFFF_u32).flat_map(|upper| lower.map(|lower| upper << 16 | lower));
+    let all: Vec<f32> = all.map(f32::from_bits).collect();
+    for isa in Isa::available() {
+        for x in all.as_chunks::<LANES>().0 {
+            let (mut f16, mut bf16) = ([0; 2 * LANES], [0; 2 * LANES]);
+            let mut back = [0.0; 2 * LANES];
+            dispatch(
+                isa,
+                Halves {
+                    x,
+                    f16: &mut f16,
+                    bf16: &mut bf16,
+                    back: &mut back,
+                },
+            );
+            for i in 0..LANES {
+                let at = |bytes: &[u8]| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
+                assert_eq!(at(&bf16), f32_to_bf16(x[i]), "{isa}: {:x}", x[i].to_bits());
+                assert_eq!(
+                    back[LANES + i].to_bits(),
+                    bf16_to_f32(at(&bf16)).to_bits(),
+                    "{isa}"
+                );
+                assert_eq!(at(&f16), f32_to_f16(x[i]), "{isa}: {:x}", x[i].to_bits());
+                assert_eq!(back[i].to_bits(), f16_to_f32(at(&f16)).to_bits(), "{isa}");
+            }
+        }
+    }
+}

@@ -97,6 +97,21 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn store_bf16(self, v: __m512, to: &mut [u8; 2 * LANES]) {
+        proven! {
+            let bits = _mm512_castps_si512(v);
+            let high = _mm512_srli_epi32::<16>(bits);
+            let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+            let bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, bias));
+            let quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let halves = _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(nan, rounded, quiet));
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
+        }
+    }
+
+    #[inline(always)]
     fn prefetch(self, address: *const u8) {
         proven!(_mm_prefetch::<_MM_HINT_T1>(address.cast()));
     }
@@ -193,6 +208,20 @@ impl Lanes for Avx512 {
     }
 }
 
+/// The bits of the nearest bfloat16 numbers, in 32 bits each.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn round_to_bf16(v: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(v);
+    let high = _mm256_srli_epi32::<16>(bits);
+    let odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    let bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
+    let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, bias));
+    let quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+    _mm256_blendv_epi8(rounded, quiet, nan)
+}
+
 /// A method of [`Avx2`] that does the same in both registers.
 macro_rules! twice {
     ($name:ident($($arg:ident),+) $body:expr) => {
@@ -279,6 +308,16 @@ impl Lanes for Avx2 {
             }
         };
         [widen(0), widen(1)]
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, v: [__m256; 2], to: &mut [u8; 2 * LANES]) {
+        proven! {
+            let halves = _mm256_packus_epi32(round_to_bf16(v[0]), round_to_bf16(v[1]));
+            // The pack works in 128-bit halves: put their quarters in order.
+            let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(halves);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), ordered);
+        }
     }
 
     #[inline(always)]
