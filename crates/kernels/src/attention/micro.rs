@@ -271,18 +271,7 @@ impl Rows<'_> {
                 lines,
                 next: next.wrapping_add(source.head_dim() * BLOCK_TOKENS * 2),
             };
-            let mut column = 0;
-            while column < lines {
-                if const { !L::MANY_REGISTERS } {
-                    column += add_values::<L, S, R, 1>(l, source, &rows, column);
-                    continue;
-                }
-                column += match lines - column {
-                    1 => add_values::<L, S, R, 1>(l, source, &rows, column),
-                    2 | 3 => add_values::<L, S, R, 2>(l, source, &rows, column),
-                    _ => add_values::<L, S, R, COLUMNS>(l, source, &rows, column),
-                };
-            }
+            add_all_values::<L, S, R>(l, source, &rows);
         }
     }
 
@@ -479,4 +468,31 @@ pub(super) fn exp2<L: Lanes>(l: L, x: f32) -> f32 {
     let mut lanes = [0.0; LANES];
     l.store(math::exp2(l, l.splat(x)), &mut lanes);
     lanes[0]
+}
+
+/// Adds a block's values to the sums of `R` rows, as many columns at a time as the registers hold.
+///
+/// # Safety
+/// As [`add_values`], for every column.
+#[inline(always)]
+unsafe fn add_all_values<L: Lanes, S: Source, const R: usize>(
+    l: L,
+    source: S,
+    rows: &ValueRows<R>,
+) {
+    let mut column = 0;
+    while column < rows.lines {
+        // SAFETY: the caller's promise; the columns stay below `lines`.
+        column += unsafe {
+            if const { !L::MANY_REGISTERS } {
+                add_values::<L, S, R, 1>(l, source, rows, column)
+            } else {
+                match rows.lines - column {
+                    1 => add_values::<L, S, R, 1>(l, source, rows, column),
+                    2 | 3 => add_values::<L, S, R, 2>(l, source, rows, column),
+                    _ => add_values::<L, S, R, COLUMNS>(l, source, rows, column),
+                }
+            }
+        };
+    }
 }

@@ -84,13 +84,25 @@ fn check(
         }
     }
     assert_eq!(merged, records.len(), "every state is merged");
+    check_bytes(layout, shape, sequences, threads, &plan);
+}
+
+/// Sees that what is charged for a call is enough for what it holds.
+fn check_bytes(
+    layout: &KvLayout,
+    shape: &AttentionShape<'_>,
+    sequences: &[AttentionSequence<'_>],
+    threads: usize,
+    plan: &Plan,
+) {
+    let rows = sequences.iter().map(|s| s.rows).sum();
     let lines = plan.lines_per_worker * threads + plan.partial_lines;
     let context = sequences
         .iter()
         .map(|s| s.first_position + s.rows)
         .max()
         .unwrap_or(0);
-    let needed = bytes_needed(layout, shape.heads, first_row, context, threads);
+    let needed = bytes_needed(layout, shape.heads, rows, context, threads);
     assert!(lines * size_of::<Line>() + plan.bytes() <= needed);
 }
 
