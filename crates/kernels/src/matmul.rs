@@ -21,7 +21,7 @@ mod tests;
 use crate::Context;
 use crate::format::WeightFormat;
 use crate::matrix::Weights;
-use crate::matrix::layout::has_panels;
+use crate::matrix::layout::{GROUP_PANELS, has_panels};
 use crate::pool::WorkerPanic;
 use crate::simd::{Kernels, LANES, kernels};
 use activation::{Activations, Needs};
@@ -353,7 +353,14 @@ impl<'a> Chunk<'a> {
         let panels: Vec<usize> = served.iter().map(|job| job.panels).collect();
         let least = TASK / (LANES * self.x.cols * self.x.n.max(16));
         let threads = self.ctx.pool.threads();
-        cut(&panels, threads, least.max(1), MAX_PANELS)
+        // Few rows go through whole groups front to back, if there are groups enough.
+        let enough = panels.iter().sum::<usize>() >= 4 * threads * GROUP_PANELS;
+        let step = if self.few && enough {
+            GROUP_PANELS
+        } else {
+            MAX_PANELS
+        };
+        cut(&panels, threads, least.max(1), step)
     }
 
     /// Full tiles of activations in a task: all, unless there are too few panels to share out.

@@ -11,7 +11,7 @@ use crate::Context;
 use crate::format::WeightFormat;
 use crate::pool::WorkerPanic;
 use crate::simd::{LANES, kernels};
-use layout::{has_panels, panel_stride};
+use layout::{GROUP_PANELS, has_panels, panel_len};
 
 /// Bytes that do not have the length of a matrix of this shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -210,8 +210,8 @@ impl<'a> PanelsRef<'a> {
         self.bytes
     }
 
-    /// Bytes from one panel to the next.
-    pub(crate) fn stride(&self) -> usize {
+    /// Bytes of a panel.
+    pub(crate) fn panel_len(&self) -> usize {
         self.bytes.len() / self.rows.div_ceil(LANES).max(1)
     }
 }
@@ -284,7 +284,7 @@ pub fn panel_bytes(format: WeightFormat, rows: usize, cols: usize) -> usize {
     let bytes = match format.row_bytes(cols) {
         None => None,
         Some(row) if !has_panels(format) => row.checked_mul(rows),
-        Some(_) => panel_stride(format, cols).and_then(|b| b.checked_mul(rows.div_ceil(LANES))),
+        Some(_) => panel_len(format, cols).and_then(|b| b.checked_mul(rows.div_ceil(LANES))),
     };
     bytes.unwrap_or(usize::MAX)
 }
@@ -299,22 +299,18 @@ pub fn panel_bytes(format: WeightFormat, rows: usize, cols: usize) -> usize {
 /// # Panics
 /// If `out` is not [`panel_bytes`] long.
 pub fn pack(ctx: Context<'_>, matrix: MatrixRef<'_>, out: &mut [u8]) -> Result<(), WorkerPanic> {
-    /// Panels in a task.
-    const PANELS: usize = 4;
     let needed = panel_bytes(matrix.format, matrix.rows, matrix.cols);
     assert_eq!(out.len(), needed, "the length of the panels");
-    let stride = panel_stride(matrix.format, matrix.cols).unwrap_or(0);
-    if !has_panels(matrix.format) || stride == 0 {
+    let group = GROUP_PANELS * panel_len(matrix.format, matrix.cols).unwrap_or(0);
+    if !has_panels(matrix.format) || group == 0 {
         out.copy_from_slice(matrix.bytes);
         return Ok(());
     }
     let kernels = kernels(ctx.isa);
-    let parts: Vec<_> = out.chunks_mut(PANELS * stride).map(Mutex::new).collect();
-    ctx.pool.run(parts.len(), &|task, _| {
-        let mut part = parts[task].lock().unwrap_or_else(PoisonError::into_inner);
-        for (i, out) in part.chunks_exact_mut(stride).enumerate() {
-            // SAFETY: `kernels` gives only what this machine has.
-            unsafe { (kernels.pack_panel)(&matrix, task * PANELS + i, out) }
-        }
+    let groups: Vec<_> = out.chunks_mut(group).map(Mutex::new).collect();
+    ctx.pool.run(groups.len(), &|task, _| {
+        let mut out = groups[task].lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: `kernels` gives only what this machine has.
+        unsafe { (kernels.pack_group)(&matrix, task, &mut out) }
     })
 }

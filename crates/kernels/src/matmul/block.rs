@@ -1,10 +1,10 @@
 //! What a kernel knows of a weight format.
 
 use crate::matmul::activation::{Activations, Starts};
-use crate::matmul::strip::MAX_PANELS;
+use crate::matrix::layout::SUPERBLOCK;
 use crate::simd::{LANES, Simd, prefetch};
 
-/// A layout of superblocks, and the kernels for it.
+/// A layout of superblocks, and what kernels do with one.
 ///
 /// # Safety
 /// The methods read and write through raw pointers what their lines say, and see [`Simd`].
@@ -21,21 +21,37 @@ pub(crate) trait Block: 'static {
     /// Bytes of `len` columns of a row as in the file.
     fn row_bytes(len: usize) -> usize;
 
-    /// Multiplies `R` panels by tiles of `W` rows.
-    unsafe fn product<S: Simd, const R: usize, const W: usize>(args: &Product<R>);
+    /// Adds to `sums` the products of a superblock of `len` columns of `R` panels with a tile of
+    /// `W` rows, whose part of the activations begins at `at` (see [`Activations::write_tile`]).
+    /// `streams` says that the panels come from memory, and what follows them will be wanted too.
+    unsafe fn add_superblock<S: Simd, const R: usize, const W: usize>(
+        panels: &[*const u8; R],
+        len: usize,
+        x: &Activations,
+        at: usize,
+        streams: bool,
+        sums: &mut [[S::F; R]; W],
+    );
     /// Unpacks a superblock of `len` columns at `from` into whole bytes and f32 scales at `to`.
     unsafe fn expand<S: Simd>(from: *const u8, len: usize, to: *mut u8);
     /// Packs a superblock of `len` columns of 16 rows into `to`.
     unsafe fn pack<S: Simd>(rows: &[*const u8; LANES], len: usize, to: *mut u8);
 }
 
-/// What a product kernel is to do: for `tiles` tiles of `W` rows from `row` on, add the products
-/// over superblocks `superblocks` (numbers within the whole row of weights) to `sums`.
-pub(crate) struct Product<const R: usize> {
-    /// Superblock `superblocks.0` of each panel; the following ones stand `step` bytes apart.
-    pub panels: [*const u8; R],
-    /// Bytes of a whole superblock.
-    pub step: usize,
+/// What a product kernel is to do: for each `R` panels and each tile of `W` rows, add the products
+/// of superblocks to sums.
+#[derive(Clone, Copy)]
+pub(crate) struct Product {
+    /// Superblock `superblocks.0` of the first panel.
+    pub weights: *const u8,
+    /// Panels. Where they are no multiple of `R`, the last is taken more than once.
+    pub panels: usize,
+    /// Bytes from panel to panel, in a whole superblock and in a shorter last one.
+    pub panel_steps: (usize, usize),
+    /// Bytes from superblock to superblock, and from the whole to the shorter last one.
+    pub superblock_step: usize,
+    /// Panels before the first one that stand with it in each superblock.
+    pub skip: usize,
     /// Half-open range of superblocks.
     pub superblocks: (usize, usize),
     /// Rows of activations.
@@ -44,55 +60,138 @@ pub(crate) struct Product<const R: usize> {
     pub row: usize,
     /// Tiles of `W` rows each.
     pub tiles: usize,
-    /// `[rows][R][16]`, from row `row` on.
+    /// `[panels / R][rows][R][16]`, from row `row` on.
     pub sums: *mut f32,
+    /// Numbers from the sums of `R` panels to the next.
+    pub sums_step: usize,
     /// Whether the sums start from zero rather than from what is there.
     pub fresh: bool,
-    /// Whether the first tile finds the panels in memory, and those that follow will be wanted too.
+    /// Whether the first tile finds the panels in memory, and what follows them is wanted too.
     pub streams: bool,
     /// What to ask of memory meanwhile, spread over the tiles.
     pub ahead: Ahead,
 }
 
-/// Cache lines that will be needed soon.
+/// The product kernel, written once for every layout and instruction set.
+///
+/// # Safety
+/// The pointers of `args` are good for what it says, and see [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn product<S: Simd, B: Block, const R: usize, const W: usize>(args: &Product) {
+    for first in (0..args.panels).step_by(R) {
+        for tile in 0..args.tiles {
+            args.ahead.ask(tile, args.tiles);
+            let streams = args.streams && tile == 0;
+            // SAFETY: `sums` has all rows of all tiles.
+            unsafe {
+                let at = args
+                    .sums
+                    .add(first / R * args.sums_step + tile * W * R * LANES);
+                let mut sums = load_sums::<S, R, W>(at, args.fresh);
+                add_superblocks::<S, B, R, W>(args, first, tile, streams, &mut sums);
+                store_sums::<S, R, W>(at, &sums);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// See [`product`].
+#[inline(always)]
+unsafe fn add_superblocks<S: Simd, B: Block, const R: usize, const W: usize>(
+    args: &Product,
+    first: usize,
+    tile: usize,
+    streams: bool,
+    sums: &mut [[S::F; R]; W],
+) {
+    let row = args.row + tile * W;
+    for superblock in args.superblocks.0..args.superblocks.1 {
+        let column = superblock * SUPERBLOCK;
+        let len = SUPERBLOCK.min(args.x.cols - column);
+        let whole = len == SUPERBLOCK;
+        let step = if whole {
+            args.panel_steps.0
+        } else {
+            args.panel_steps.1
+        };
+        let skip = (superblock - args.superblocks.0) * args.superblock_step;
+        // SAFETY: all panels have the superblock, and the activations the rows.
+        unsafe {
+            let mut panels = [args.weights.add(skip); R];
+            for (r, panel) in panels.iter_mut().enumerate() {
+                let number = (first + r).min(args.panels - 1);
+                *panel = panel.add((args.skip + number) * step);
+            }
+            let at = column * args.x.n + row * len;
+            B::add_superblock::<S, R, W>(&panels, len, &args.x, at, streams, sums);
+        }
+    }
+}
+
+/// # Safety
+/// `W * R * 16` values can be read at `from`, and see [`Simd`].
+#[inline(always)]
+unsafe fn load_sums<S: Simd, const R: usize, const W: usize>(
+    from: *const f32,
+    fresh: bool,
+) -> [[S::F; R]; W] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [[S::splat(0.0); R]; W];
+        if !fresh {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::load(from.add((i * R + r) * LANES));
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// # Safety
+/// `W * R * 16` values can be written at `to`, and see [`Simd`].
+#[inline(always)]
+unsafe fn store_sums<S: Simd, const R: usize, const W: usize>(to: *mut f32, sums: &[[S::F; R]; W]) {
+    for (i, sums) in sums.iter().enumerate() {
+        for (r, sum) in sums.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { S::store(to.add((i * R + r) * LANES), *sum) }
+        }
+    }
+}
+
+/// Cache lines that will be needed soon: runs of `bytes` bytes, `stride` bytes apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
-    /// Where runs of lines begin.
-    runs: [*const u8; MAX_PANELS * LANES],
+    /// Where the first run begins. Runs may end where nothing is: asking does no harm.
+    pub first: *const u8,
     /// Number of runs.
-    count: usize,
-    /// Lines of a run.
-    lines: usize,
+    pub runs: usize,
+    /// Bytes of a run.
+    pub bytes: usize,
+    /// Bytes from run to run.
+    pub stride: usize,
 }
 
 impl Ahead {
     /// Nothing.
     pub const NONE: Ahead = Ahead {
-        runs: [std::ptr::null(); MAX_PANELS * LANES],
-        count: 0,
-        lines: 0,
+        first: std::ptr::null(),
+        runs: 0,
+        bytes: 0,
+        stride: 0,
     };
-
-    /// Runs of `bytes` bytes. More than there is room for are left out.
-    pub fn new(runs: impl Iterator<Item = *const u8>, bytes: usize) -> Self {
-        let mut ahead = Ahead {
-            lines: bytes.div_ceil(64),
-            ..Ahead::NONE
-        };
-        for (to, run) in ahead.runs.iter_mut().zip(runs) {
-            *to = run;
-            ahead.count += 1;
-        }
-        ahead
-    }
 
     /// Asks for part `part` of `parts`.
     #[inline(always)]
     pub fn ask(&self, part: usize, parts: usize) {
-        let all = self.count * self.lines;
+        let lines = self.bytes.div_ceil(64);
+        let all = self.runs * lines;
         for line in all * part / parts..all * (part + 1) / parts {
-            let run = self.runs[line / self.lines];
-            prefetch(run.wrapping_add(line % self.lines * 64));
+            let run = self.first.wrapping_add(line / lines * self.stride);
+            prefetch(run.wrapping_add(line % lines * 64));
         }
     }
 }

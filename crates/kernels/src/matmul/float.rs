@@ -2,9 +2,9 @@
 
 use std::marker::PhantomData;
 
-use super::block::{Block, Product};
-use super::integer::{each, load_sums, store_sums};
-use crate::matrix::layout::SUPERBLOCK;
+use super::activation::Activations;
+use super::block::Block;
+use super::integer::each;
 use crate::matrix::pack;
 use crate::simd::{LANES, Simd};
 
@@ -72,9 +72,16 @@ impl<E: Float> Block for Floats<E> {
     }
 
     #[inline(always)]
-    unsafe fn product<S: Simd, const R: usize, const W: usize>(args: &Product<R>) {
+    unsafe fn add_superblock<S: Simd, const R: usize, const W: usize>(
+        panels: &[*const u8; R],
+        len: usize,
+        x: &Activations,
+        at: usize,
+        _: bool,
+        sums: &mut [[S::F; R]; W],
+    ) {
         // SAFETY: the caller's promise.
-        unsafe { product::<S, E, R, W>(args) }
+        unsafe { add_columns::<S, E, R, W>(panels, len, x.values.add(at), sums) }
     }
 
     #[inline(always)]
@@ -101,39 +108,8 @@ impl<E: Float> Block for Floats<E> {
     }
 }
 
-/// See [`Block::product`].
-///
 /// # Safety
-/// The pointers of `args` are good for what it says, and see [`Simd`].
-#[inline(always)]
-unsafe fn product<S: Simd, E: Float, const R: usize, const W: usize>(args: &Product<R>) {
-    let x = &args.x;
-    for tile in 0..args.tiles {
-        let row = args.row + tile * W;
-        args.ahead.ask(tile, args.tiles);
-        // SAFETY: `sums` has all rows of all tiles, and the activations have them too; for the
-        // offsets see `Activations::write_tile`.
-        unsafe {
-            let out = args.sums.add(tile * W * R * 16);
-            let mut sums = load_sums::<S, R, W>(out, args.fresh);
-            for superblock in args.superblocks.0..args.superblocks.1 {
-                let first = superblock * SUPERBLOCK;
-                let len = SUPERBLOCK.min(x.cols - first);
-                let x = x.values.add(first * x.n + row * len);
-                let skip = (superblock - args.superblocks.0) * args.step;
-                let mut panels = args.panels;
-                for panel in &mut panels {
-                    *panel = panel.add(skip);
-                }
-                add_columns::<S, E, R, W>(&panels, len, x, &mut sums);
-            }
-            store_sums::<S, R, W>(out, &sums);
-        }
-    }
-}
-
-/// # Safety
-/// See [`product`].
+/// See [`Block::add_superblock`].
 #[inline(always)]
 unsafe fn add_columns<S: Simd, E: Float, const R: usize, const W: usize>(
     panels: &[*const u8; R],

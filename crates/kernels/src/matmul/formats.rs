@@ -1,7 +1,7 @@
 //! The layouts of the quantized formats, as the kernels read them.
 
-use super::activation::Starts;
-use super::block::{Block, Product, Quantized};
+use super::activation::{Activations, Starts};
+use super::block::{Block, Quantized};
 use super::integer::{self, expanded_bytes, expanded_mins, expanded_scales};
 use crate::format::WeightFormat;
 use crate::matrix::layout::{
@@ -299,9 +299,18 @@ macro_rules! block {
             }
 
             #[inline(always)]
-            unsafe fn product<S: Simd, const R: usize, const W: usize>(args: &Product<R>) {
+            unsafe fn add_superblock<S: Simd, const R: usize, const W: usize>(
+                panels: &[*const u8; R],
+                len: usize,
+                x: &Activations,
+                at: usize,
+                streams: bool,
+                sums: &mut [[S::F; R]; W],
+            ) {
                 // SAFETY: the caller's promise.
-                unsafe { integer::product::<S, $format, R, W>(args) }
+                unsafe {
+                    integer::add_superblock::<S, Self, R, W>(panels, len, x, at, streams, sums)
+                }
             }
 
             #[inline(always)]
@@ -341,9 +350,16 @@ impl<const GROUP: usize, const HAS_MIN: bool, const WIDE: bool> Block
     }
 
     #[inline(always)]
-    unsafe fn product<S: Simd, const R: usize, const W: usize>(args: &Product<R>) {
+    unsafe fn add_superblock<S: Simd, const R: usize, const W: usize>(
+        panels: &[*const u8; R],
+        len: usize,
+        x: &Activations,
+        at: usize,
+        streams: bool,
+        sums: &mut [[S::F; R]; W],
+    ) {
         // SAFETY: the caller's promise.
-        unsafe { integer::product::<S, Self, R, W>(args) }
+        unsafe { integer::add_superblock::<S, Self, R, W>(panels, len, x, at, streams, sums) }
     }
 
     unsafe fn expand<S: Simd>(_: *const u8, _: usize, _: *mut u8) {

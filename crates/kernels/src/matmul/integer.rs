@@ -1,8 +1,7 @@
 //! The product kernel on quantized weights, written once for every format and instruction set.
 
-use super::activation::GROUP_LEN;
-use super::block::{Product, Quantized};
-use crate::matrix::layout::SUPERBLOCK;
+use super::activation::{Activations, GROUP_LEN};
+use super::block::Quantized;
 use crate::simd::{Simd, prefetch};
 
 /// An array of what the expression gives for each panel. A loop rather than a closure: closures are
@@ -47,93 +46,29 @@ struct Tile {
     sums: *const f32,
 }
 
-/// See [`Block::product`](super::block::Block::product).
+/// See [`Block::add_superblock`](super::block::Block::add_superblock).
 ///
 /// # Safety
-/// The pointers of `args` are good for what it says, and see [`Simd`].
+/// As there.
 #[inline(always)]
-pub(crate) unsafe fn product<S: Simd, F: Quantized, const R: usize, const W: usize>(
-    args: &Product<R>,
-) {
-    let x = &args.x;
-    let starts = x.starts(F::starts(S::WIDE_IS_SIGNED));
-    for tile in 0..args.tiles {
-        let row = args.row + tile * W;
-        args.ahead.ask(tile, args.tiles);
-        // SAFETY: `sums` has all rows of all tiles, and the activations have them too; for the
-        // offsets see `Activations::write_tile`.
-        unsafe {
-            let out = args.sums.add(tile * W * R * 16);
-            let mut sums = load_sums::<S, R, W>(out, args.fresh);
-            for superblock in args.superblocks.0..args.superblocks.1 {
-                let first = superblock * SUPERBLOCK;
-                let len = SUPERBLOCK.min(x.cols - first);
-                let at = first * x.n + row * len;
-                let x = Tile {
-                    codes: x.codes.add(at),
-                    starts: starts.add(at / F::GROUP),
-                    magic: x.magic.add(at / GROUP_LEN),
-                    sums: x.sums.wrapping_add(at / GROUP_LEN),
-                };
-                let skip = (superblock - args.superblocks.0) * args.step;
-                let mut panels = args.panels;
-                for panel in &mut panels {
-                    *panel = panel.add(skip);
-                }
-                let streams = args.streams && tile == 0;
-                add_superblock::<S, F, R, W>(&panels, len, x, streams, &mut sums);
-            }
-            store_sums::<S, R, W>(out, &sums);
-        }
-    }
-}
-
-/// # Safety
-/// `W * R * 16` values can be read at `from`, and see [`Simd`].
-#[inline(always)]
-pub(super) unsafe fn load_sums<S: Simd, const R: usize, const W: usize>(
-    from: *const f32,
-    fresh: bool,
-) -> [[S::F; R]; W] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut sums = [[S::splat(0.0); R]; W];
-        if !fresh {
-            for (i, sums) in sums.iter_mut().enumerate() {
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::load(from.add((i * R + r) * 16));
-                }
-            }
-        }
-        sums
-    }
-}
-
-/// # Safety
-/// `W * R * 16` values can be written at `to`, and see [`Simd`].
-#[inline(always)]
-pub(super) unsafe fn store_sums<S: Simd, const R: usize, const W: usize>(
-    to: *mut f32,
-    sums: &[[S::F; R]; W],
-) {
-    for (i, sums) in sums.iter().enumerate() {
-        for (r, sum) in sums.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { S::store(to.add((i * R + r) * 16), *sum) }
-        }
-    }
-}
-
-/// # Safety
-/// See [`product`].
-#[inline(always)]
-unsafe fn add_superblock<S: Simd, F: Quantized, const R: usize, const W: usize>(
+pub(crate) unsafe fn add_superblock<S: Simd, F: Quantized, const R: usize, const W: usize>(
     panels: &[*const u8; R],
     len: usize,
-    x: Tile,
+    x: &Activations,
+    at: usize,
     streams: bool,
     sums: &mut [[S::F; R]; W],
 ) {
+    let starts = x.starts(F::starts(S::WIDE_IS_SIGNED));
+    // SAFETY: the activations have the tile.
+    let x = unsafe {
+        Tile {
+            codes: x.codes.add(at),
+            starts: starts.add(at / F::GROUP),
+            magic: x.magic.add(at / GROUP_LEN),
+            sums: x.sums.wrapping_add(at / GROUP_LEN),
+        }
+    };
     for group in 0..len / F::GROUP {
         if F::STREAMED > 0 && streams {
             for panel in panels {
@@ -150,7 +85,7 @@ unsafe fn add_superblock<S: Simd, F: Quantized, const R: usize, const W: usize>(
 /// there are minima.
 ///
 /// # Safety
-/// See [`product`].
+/// See [`add_superblock`].
 #[inline(always)]
 unsafe fn add_group<S: Simd, F: Quantized, const R: usize, const W: usize>(
     panels: &[*const u8; R],

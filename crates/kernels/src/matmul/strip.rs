@@ -1,17 +1,17 @@
 //! A strip of the result: a few panels of weights times a run of rows of activations.
 //!
-//! There are two ways. *Directly*: codes are unpacked in registers as they are used, and a tile of
-//! rows meets all columns of a panel before the next tile does. *Expanded*: each superblock is
-//! unpacked once into scratch that stays in the first-level cache and then meets every tile, while
-//! the sums wait in scratch. With few rows all formats go directly, with many those that are heavy
-//! to unpack do not, nor anything where registers allow only small tiles.
+//! With few rows memory is slower than arithmetic: a group of panels is gone through front to back,
+//! codes are unpacked in registers as they are used, and the sums of its panels wait in scratch.
+//! With many rows panels are taken by twos: where formats are light to unpack and registers allow
+//! wide tiles still *directly*, a tile of rows meeting all columns before the next tile does; else
+//! each superblock is *expanded* into scratch once and then meets every tile.
 
 use super::activation::Activations;
 use super::block::{Ahead, Block, Product, Tiles};
 use super::float::{BF16, F16, F32, Floats};
 use super::formats::{Q4_0, Q4K, Q5K, Q6K, Q8_0};
 use crate::format::WeightFormat;
-use crate::matrix::layout::{SUPERBLOCK, has_panels, panel_stride, superblock_bytes};
+use crate::matrix::layout::{GROUP_PANELS, SUPERBLOCK, has_panels, panel_len, superblock_bytes};
 use crate::matrix::{MatrixRef, PanelsRef, Weights};
 use crate::simd::{LANES, Shells};
 
@@ -136,99 +136,231 @@ unsafe fn run_format<S: Shells, B: Block>(strip: &Strip<'_>, scratch: Scratch) {
     unsafe {
         if strip.few {
             if B::IS_FLOAT {
-                run_panels::<S, B, 2, true, true>(strip, scratch);
+                run_few::<S, B, 2>(strip, scratch);
             } else {
-                run_panels::<S, B, 1, true, true>(strip, scratch);
+                run_few::<S, B, 1>(strip, scratch);
             }
         } else if !(S::EXPANDS || B::HEAVY) {
-            run_panels::<S, B, 2, false, true>(strip, scratch);
+            run_many::<S, B, 2, true>(strip, scratch);
         } else if B::IS_FLOAT || S::TILE > 4 {
-            run_panels::<S, B, 2, false, false>(strip, scratch);
+            run_many::<S, B, 2, false>(strip, scratch);
         } else {
-            run_panels::<S, B, 1, false, false>(strip, scratch);
+            run_many::<S, B, 1, false>(strip, scratch);
         }
     }
 }
 
+/// Few rows: a group of panels at a time, front to back.
+///
 /// # Safety
 /// See [`run`].
-unsafe fn run_panels<S: Shells, B: Block, const R: usize, const FEW: bool, const DIRECT: bool>(
-    strip: &Strip<'_>,
-    scratch: Scratch,
-) {
-    let (first, last) = strip.panels;
-    for first in (first..last).step_by(R) {
-        // A panel that lacks its second is taken twice.
-        let panels = std::array::from_fn(|r| (first + r).min(last - 1));
-        // SAFETY: the caller's promise.
-        unsafe {
-            multiply_panels::<S, B, R, FEW, DIRECT>(strip, panels, scratch);
-            write_out::<R>(strip, (first, last.min(first + R)), scratch.sums);
+unsafe fn run_few<S: Shells, B: Block, const R: usize>(strip: &Strip<'_>, scratch: Scratch) {
+    let superblocks = strip.x.cols.div_ceil(SUPERBLOCK);
+    let (mut first, end) = strip.panels;
+    while first < end {
+        let group = match strip.weights {
+            Weights::Panels(panels) => Group::of::<B>(&panels, first),
+            Weights::Rows(_) => Group::packed(scratch, first, R),
+        };
+        let last = end.min(group.end);
+        let mut args = Product::new(strip, &group, (first, last), R, scratch);
+        args.streams = matches!(strip.weights, Weights::Panels(_));
+        for superblock in 0..superblocks {
+            args.superblocks = (superblock, superblock + 1);
+            args.weights = group.superblock(superblock);
+            args.fresh = superblock == 0;
+            // SAFETY: the caller's promise; the scratch has sums for a group of panels.
+            unsafe {
+                if let Weights::Rows(matrix) = strip.weights {
+                    args.ahead = rows_ahead::<B>(&matrix, (first, last), superblock);
+                    pack_superblocks::<S, B>(&matrix, (first, last), superblock, scratch);
+                }
+                multiply::<S, B, R, true>(strip, args);
+            }
         }
+        // SAFETY: the caller's promise.
+        unsafe { write_out::<R>(strip, (first, last), scratch.sums) }
+        first = last;
     }
 }
 
+/// Many rows: `R` panels at a time.
+///
 /// # Safety
-/// See [`run`]; the matrix has the panels.
-unsafe fn multiply_panels<
-    S: Shells,
-    B: Block,
-    const R: usize,
-    const FEW: bool,
-    const DIRECT: bool,
->(
+/// See [`run`].
+unsafe fn run_many<S: Shells, B: Block, const R: usize, const DIRECT: bool>(
     strip: &Strip<'_>,
-    numbers: [usize; R],
     scratch: Scratch,
 ) {
     let superblocks = strip.x.cols.div_ceil(SUPERBLOCK);
-    let step = B::superblock_bytes(SUPERBLOCK);
-    // SAFETY: the caller's promise; panels and superblocks are within the matrix.
-    unsafe {
-        match strip.weights {
-            Weights::Panels(panels) if DIRECT => {
-                let (at, range) = (panel_pointers(&panels, numbers), (0, superblocks));
-                multiply::<S, B, R, FEW>(strip, at, step, range, None, scratch);
-            }
-            Weights::Panels(panels) => {
-                let at = panel_pointers(&panels, numbers);
+    let (mut first, end) = strip.panels;
+    while first < end {
+        let group = match strip.weights {
+            Weights::Panels(panels) => Group::of::<B>(&panels, first),
+            Weights::Rows(_) => Group::packed(scratch, first, R),
+        };
+        let last = end.min(group.end).min(first + R);
+        let mut args = Product::new(strip, &group, (first, last), R, scratch);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if DIRECT && let Weights::Panels(_) = strip.weights {
+                args.superblocks = (0, superblocks);
+                args.ahead = group.next_panels::<B>(last, R, superblocks);
+                multiply::<S, B, R, false>(strip, args);
+            } else {
                 for superblock in 0..superblocks {
-                    let at = at.map(|panel| panel.wrapping_add(superblock * step));
-                    let ahead = Ahead::new(at.iter().map(|panel| panel.wrapping_add(step)), step);
-                    multiply_one::<S, B, R, FEW, DIRECT>(strip, at, superblock, ahead, scratch);
+                    args.superblocks = (superblock, superblock + 1);
+                    args.fresh = superblock == 0;
+                    let weights = group.superblock(superblock);
+                    args.ahead = group.next_superblock::<B>((first, last), superblock);
+                    if let Weights::Rows(matrix) = strip.weights {
+                        args.ahead = rows_ahead::<B>(&matrix, (first, last), superblock);
+                        pack_superblocks::<S, B>(&matrix, (first, last), superblock, scratch);
+                    }
+                    if DIRECT {
+                        args.weights = weights;
+                        multiply::<S, B, R, false>(strip, args);
+                    } else {
+                        expand::<S, B>(weights, args, scratch);
+                        let args = args.expanded(scratch);
+                        multiply::<S, B::Expanded, R, false>(strip, args);
+                    }
                 }
             }
-            Weights::Rows(matrix) => {
-                for superblock in 0..superblocks {
-                    let at = pack_superblocks::<S, B, R>(&matrix, numbers, superblock, scratch);
-                    let ahead = rows_ahead::<B, R>(&matrix, numbers, superblock);
-                    multiply_one::<S, B, R, FEW, DIRECT>(strip, at, superblock, ahead, scratch);
-                }
-            }
+            write_out::<R>(strip, (first, last), scratch.sums);
+        }
+        first = last;
+    }
+}
+
+/// Where the superblocks of some panels stand: those of a group, or packed ones in scratch.
+#[derive(Clone, Copy)]
+struct Group {
+    /// First superblock of panel `begin`.
+    at: *const u8,
+    /// Numbers of the panels.
+    begin: usize,
+    end: usize,
+    /// Bytes from panel to panel in a whole superblock, and in a shorter last one.
+    panel_steps: (usize, usize),
+    /// Bytes from superblock to superblock.
+    superblock_step: usize,
+}
+
+impl Group {
+    /// The group that has panel `panel`.
+    fn of<B: Block>(panels: &PanelsRef<'_>, panel: usize) -> Group {
+        let begin = panel / GROUP_PANELS * GROUP_PANELS;
+        let end = panels.rows().div_ceil(LANES).min(begin + GROUP_PANELS);
+        let whole = B::superblock_bytes(SUPERBLOCK);
+        Group {
+            at: panels.bytes()[begin * panels.panel_len()..].as_ptr(),
+            begin,
+            end,
+            panel_steps: (whole, B::superblock_bytes(panels.cols() % SUPERBLOCK)),
+            superblock_step: (end - begin) * whole,
+        }
+    }
+
+    /// `count` panels of which one superblock at a time will be in scratch.
+    fn packed(scratch: Scratch, begin: usize, count: usize) -> Group {
+        Group {
+            at: scratch.packed,
+            begin,
+            end: begin + count,
+            panel_steps: (PACKED_BYTES, PACKED_BYTES),
+            superblock_step: 0,
+        }
+    }
+
+    /// Where a superblock of the group begins.
+    fn superblock(&self, superblock: usize) -> *const u8 {
+        self.at.wrapping_add(superblock * self.superblock_step)
+    }
+
+    /// The next superblock of some panels.
+    fn next_superblock<B: Block>(&self, panels: (usize, usize), superblock: usize) -> Ahead {
+        let skip = (panels.0 - self.begin) * self.panel_steps.0;
+        Ahead {
+            first: self.superblock(superblock + 1).wrapping_add(skip),
+            runs: 1,
+            bytes: (panels.1 - panels.0) * self.panel_steps.0,
+            stride: 0,
+        }
+    }
+
+    /// All superblocks of `count` panels from `first` on; beyond the group, where the next one has
+    /// its first panels, this is a guess.
+    fn next_panels<B: Block>(&self, first: usize, count: usize, superblocks: usize) -> Ahead {
+        let in_group = first < self.end;
+        let skip = if in_group {
+            (first - self.begin) * self.panel_steps.0
+        } else {
+            superblocks * self.superblock_step
+        };
+        Ahead {
+            first: self.at.wrapping_add(skip),
+            runs: superblocks,
+            bytes: count * self.panel_steps.0,
+            stride: self.superblock_step,
+        }
+    }
+}
+
+impl Product {
+    /// Panels `panels` of a group times all rows of a strip; what superblocks, is still to be said.
+    fn new(
+        strip: &Strip<'_>,
+        group: &Group,
+        panels: (usize, usize),
+        together: usize,
+        scratch: Scratch,
+    ) -> Product {
+        Product {
+            weights: group.at,
+            panels: panels.1 - panels.0,
+            panel_steps: group.panel_steps,
+            superblock_step: group.superblock_step,
+            skip: panels.0 - group.begin,
+            superblocks: (0, 0),
+            x: strip.x,
+            row: strip.row,
+            tiles: 0,
+            sums: scratch.sums,
+            sums_step: strip.tiles.rows() * together * LANES,
+            fresh: true,
+            streams: false,
+            ahead: Ahead::NONE,
+        }
+    }
+
+    /// The same on what [`expand`] wrote.
+    fn expanded(self, scratch: Scratch) -> Product {
+        Product {
+            weights: scratch.expanded,
+            panel_steps: (EXPANDED_BYTES, EXPANDED_BYTES),
+            skip: 0,
+            ..self
         }
     }
 }
 
 /// The superblocks of rows that come after the next one: they are read in runs so short that the
 /// hardware does not read ahead.
-fn rows_ahead<B: Block, const R: usize>(
+fn rows_ahead<B: Block>(
     matrix: &MatrixRef<'_>,
-    numbers: [usize; R],
+    panels: (usize, usize),
     superblock: usize,
 ) -> Ahead {
+    let rows = (panels.0 * LANES, matrix.rows().min(panels.1 * LANES));
     let bytes = B::row_bytes(SUPERBLOCK);
-    let rows = numbers
-        .iter()
-        .flat_map(|panel| panel * LANES..(panel + 1) * LANES);
-    let runs = rows.take_while(|row| *row < matrix.rows()).map(|row| {
-        let row = matrix.row(row).as_ptr();
-        row.wrapping_add((superblock + 2) * bytes)
-    });
-    Ahead::new(runs, bytes)
-}
-
-fn panel_pointers<const R: usize>(panels: &PanelsRef<'_>, numbers: [usize; R]) -> [*const u8; R] {
-    numbers.map(|panel| panels.bytes()[panel * panels.stride()..].as_ptr())
+    let first = matrix.row(rows.0).as_ptr();
+    Ahead {
+        first: first.wrapping_add((superblock + 2) * bytes),
+        runs: rows.1 - rows.0,
+        bytes,
+        stride: matrix.row_bytes(),
+    }
 }
 
 /// Columns of a superblock of `cols` columns.
@@ -236,26 +368,22 @@ fn superblock_len(cols: usize, superblock: usize) -> usize {
     SUPERBLOCK.min(cols - superblock * SUPERBLOCK)
 }
 
-/// Packs one superblock of `R` panels into scratch.
+/// Packs one superblock of up to [`MAX_PANELS`] panels into scratch.
 ///
 /// # Safety
 /// See [`run`]; the matrix has them.
-unsafe fn pack_superblocks<S: Shells, B: Block, const R: usize>(
+unsafe fn pack_superblocks<S: Shells, B: Block>(
     matrix: &MatrixRef<'_>,
-    numbers: [usize; R],
+    panels: (usize, usize),
     superblock: usize,
     scratch: Scratch,
-) -> [*const u8; R] {
+) {
     let len = superblock_len(matrix.cols(), superblock);
-    std::array::from_fn(|r| {
-        // SAFETY: the rows have the superblock, and the scratch has room for `R` packed ones.
-        unsafe {
-            let to = scratch.packed.add(r * PACKED_BYTES);
-            let rows = row_pointers::<B>(matrix, numbers[r], superblock);
-            S::pack::<B>(&rows, len, to);
-            to.cast_const()
-        }
-    })
+    for (i, panel) in (panels.0..panels.1).enumerate() {
+        let rows = row_pointers::<B>(matrix, panel, superblock);
+        // SAFETY: the rows have the superblock, and the scratch has room.
+        unsafe { S::pack::<B>(&rows, len, scratch.packed.add(i * PACKED_BYTES)) }
+    }
 }
 
 /// Where a superblock of each row of a panel begins; rows that the matrix lacks are zeros.
@@ -271,70 +399,46 @@ fn row_pointers<B: Block>(
     })
 }
 
-/// Multiplies one superblock, expanded first unless the kernel is direct.
+/// Expands the one superblock of up to [`MAX_PANELS`] panels that `args` is about into scratch.
 ///
 /// # Safety
-/// See [`run`]; `panels` are superblock `superblock` of `R` panels.
-unsafe fn multiply_one<S: Shells, B: Block, const R: usize, const FEW: bool, const DIRECT: bool>(
-    strip: &Strip<'_>,
-    panels: [*const u8; R],
-    superblock: usize,
-    ahead: Ahead,
-    scratch: Scratch,
-) {
-    let len = superblock_len(strip.x.cols, superblock);
-    let (range, ahead) = ((superblock, superblock + 1), Some(ahead));
-    // SAFETY: the scratch has room for `R` expanded superblocks.
-    unsafe {
-        if DIRECT {
-            return multiply::<S, B, R, FEW>(strip, panels, 0, range, ahead, scratch);
+/// See [`run`]; `weights` is the superblock.
+unsafe fn expand<S: Shells, B: Block>(weights: *const u8, args: Product, scratch: Scratch) {
+    let len = superblock_len(args.x.cols, args.superblocks.0);
+    let whole = len == SUPERBLOCK;
+    let step = if whole {
+        args.panel_steps.0
+    } else {
+        args.panel_steps.1
+    };
+    for i in 0..args.panels {
+        // SAFETY: the group has the panel, and the scratch has room.
+        unsafe {
+            let from = weights.add((args.skip + i) * step);
+            S::expand::<B>(from, len, scratch.expanded.add(i * EXPANDED_BYTES));
         }
-        let mut expanded = [std::ptr::null(); R];
-        for (r, panel) in panels.into_iter().enumerate() {
-            let to = scratch.expanded.add(r * EXPANDED_BYTES);
-            S::expand::<B>(panel, len, to);
-            expanded[r] = to.cast_const();
-        }
-        multiply::<S, B::Expanded, R, FEW>(strip, expanded, 0, range, ahead, scratch);
     }
 }
 
-/// Multiplies superblocks by all rows of the strip: full tiles first, then the others.
+/// Multiplies by all rows of the strip: full tiles first, then the others.
 ///
 /// # Safety
-/// See [`run`]; `panels` are the first superblock of `R` panels, the others follow `step` apart.
+/// See [`run`] and [`Product`], but for its tiles.
 unsafe fn multiply<S: Shells, B: Block, const R: usize, const FEW: bool>(
     strip: &Strip<'_>,
-    panels: [*const u8; R],
-    step: usize,
-    superblocks: (usize, usize),
-    ahead: Option<Ahead>,
-    scratch: Scratch,
+    mut args: Product,
 ) {
-    let mut args = Product {
-        panels,
-        step,
-        superblocks,
-        x: strip.x,
-        row: strip.row,
-        tiles: strip.tiles.full,
-        sums: scratch.sums,
-        fresh: superblocks.0 == 0,
-        streams: ahead.is_none(),
-        ahead: ahead.unwrap_or(Ahead::NONE),
-    };
     let mut width = strip.tiles.width;
+    args.tiles = strip.tiles.full;
     for tail in strip.tiles.tails.into_iter().chain([0]) {
         let rows = args.tiles * width;
-        // SAFETY: the scratch has sums for all rows.
-        unsafe {
-            if rows > 0 {
-                product_of_width::<S, B, R, FEW>(width, &args);
-                args.ahead = Ahead::NONE;
-                args.streams = false;
-            }
-            args.sums = args.sums.add(rows * R * LANES);
+        if rows > 0 {
+            // SAFETY: the caller's promise.
+            unsafe { product_of_width::<S, B, R, FEW>(width, &args) }
+            args.ahead = Ahead::NONE;
+            args.streams = false;
         }
+        args.sums = args.sums.wrapping_add(rows * R * LANES);
         args.row += rows;
         args.tiles = 1;
         width = tail;
@@ -342,16 +446,17 @@ unsafe fn multiply<S: Shells, B: Block, const R: usize, const FEW: bool>(
 }
 
 /// # Safety
-/// See [`Block::product`].
+/// See [`block::product`](super::block::product).
 unsafe fn product_of_width<S: Shells, B: Block, const R: usize, const FEW: bool>(
     width: usize,
-    args: &Product<R>,
+    args: &Product,
 ) {
     // What no instruction set uses is not even compiled: the conditions are constants.
     let wide = S::TILE > 4;
     // SAFETY: the caller's promise.
     unsafe {
         match width {
+            0 => {}
             1 if FEW => S::product::<B, R, 1>(args),
             2 if FEW || !wide => S::product::<B, R, 2>(args),
             3 => S::product::<B, R, 3>(args),
@@ -368,16 +473,18 @@ unsafe fn product_of_width<S: Shells, B: Block, const R: usize, const FEW: bool>
 /// Copies the sums of panels `panels` to the result, as far as the matrix has rows.
 ///
 /// # Safety
-/// See [`run`]; `sums` is `[rows][R][16]`.
+/// See [`run`]; `sums` is `[panels / R][rows][R][16]`.
 unsafe fn write_out<const R: usize>(strip: &Strip<'_>, panels: (usize, usize), sums: *const f32) {
-    let all = strip.weights.rows();
-    let columns = (panels.0 * LANES, all.min(panels.1 * LANES));
-    for i in 0..strip.tiles.rows() {
-        // SAFETY: both have the row.
-        unsafe {
-            let from = sums.add(i * R * LANES);
-            let to = strip.out.add(i * all + columns.0);
-            to.copy_from_nonoverlapping(from, columns.1 - columns.0);
+    let (all, rows) = (strip.weights.rows(), strip.tiles.rows());
+    for (set, first) in (panels.0..panels.1).step_by(R).enumerate() {
+        let columns = (first * LANES, all.min(panels.1.min(first + R) * LANES));
+        for i in 0..rows {
+            // SAFETY: both have the row.
+            unsafe {
+                let from = sums.add((set * rows + i) * R * LANES);
+                let to = strip.out.add(i * all + columns.0);
+                to.copy_from_nonoverlapping(from, columns.1 - columns.0);
+            }
         }
     }
 }
@@ -388,6 +495,14 @@ unsafe fn write_out<const R: usize>(strip: &Strip<'_>, panels: (usize, usize), s
 /// See [`run`]; the matrix has the panel.
 unsafe fn by_values<S: Shells>(strip: &Strip<'_>, panel: usize, scratch: Scratch) {
     let matrix = strip.weights.as_rows();
+    let group = Group {
+        at: scratch.expanded,
+        begin: panel,
+        end: panel + 1,
+        panel_steps: (0, 0),
+        superblock_step: 0,
+    };
+    let mut args = Product::new(strip, &group, (panel, panel + 1), 2, scratch);
     for superblock in 0..matrix.cols().div_ceil(SUPERBLOCK) {
         let len = superblock_len(matrix.cols(), superblock);
         // SAFETY: the scratch has room for 16 rows of values, packed and not, and sums.
@@ -402,14 +517,12 @@ unsafe fn by_values<S: Shells>(strip: &Strip<'_>, panel: usize, scratch: Scratch
             }
             let rows = std::array::from_fn(|lane| values[lane * len..].as_ptr().cast());
             S::pack::<Floats<F32>>(&rows, len, scratch.expanded);
-            let (range, at) = (
-                (superblock, superblock + 1),
-                [scratch.expanded.cast_const(); 2],
-            );
+            args.superblocks = (superblock, superblock + 1);
+            args.fresh = superblock == 0;
             if strip.few {
-                multiply::<S, Floats<F32>, 2, true>(strip, at, 0, range, None, scratch);
+                multiply::<S, Floats<F32>, 2, true>(strip, args);
             } else {
-                multiply::<S, Floats<F32>, 2, false>(strip, at, 0, range, None, scratch);
+                multiply::<S, Floats<F32>, 2, false>(strip, args);
             }
         }
     }
@@ -417,25 +530,29 @@ unsafe fn by_values<S: Shells>(strip: &Strip<'_>, panel: usize, scratch: Scratch
     unsafe { write_out::<2>(strip, (panel, panel + 1), scratch.sums) }
 }
 
-/// Packs one panel of a matrix into `out`, which is as long as a panel.
+/// Packs a group of panels of a matrix into `out`, which is as long as they.
 ///
 /// # Safety
 /// The machine has the instruction set.
-pub(crate) unsafe fn pack_panel<S: Shells>(matrix: &MatrixRef<'_>, panel: usize, out: &mut [u8]) {
+pub(crate) unsafe fn pack_group<S: Shells>(matrix: &MatrixRef<'_>, group: usize, out: &mut [u8]) {
     let format = matrix.format();
-    assert_eq!(panel_stride(format, matrix.cols()), Some(out.len()));
+    let first = group * GROUP_PANELS;
+    let panels = matrix.rows().div_ceil(LANES).min(first + GROUP_PANELS) - first;
+    let panel_len = panel_len(format, matrix.cols()).unwrap_or(usize::MAX);
+    assert_eq!(panel_len.checked_mul(panels), Some(out.len()));
     let mut rest = out;
     for superblock in 0..matrix.cols().div_ceil(SUPERBLOCK) {
         let len = superblock_len(matrix.cols(), superblock);
-        let (to, after) = rest.split_at_mut(superblock_bytes(format, len));
-        rest = after;
-        // SAFETY: the rows have the superblock and `to` has its length.
-        unsafe {
-            for_format!(format, B => {
-                let rows = row_pointers::<B>(matrix, panel, superblock);
-                S::pack::<B>(&rows, len, to.as_mut_ptr());
-            })
+        for panel in first..first + panels {
+            let (to, after) = rest.split_at_mut(superblock_bytes(format, len));
+            rest = after;
+            // SAFETY: the rows have the superblock and `to` has its length.
+            unsafe {
+                for_format!(format, B => {
+                    let rows = row_pointers::<B>(matrix, panel, superblock);
+                    S::pack::<B>(&rows, len, to.as_mut_ptr());
+                })
+            }
         }
     }
-    rest.fill(0);
 }

@@ -3,7 +3,7 @@
 use super::{LANES, Simd, peak};
 use crate::Isa;
 use crate::matmul::activation::Activations;
-use crate::matmul::block::{Block, Product};
+use crate::matmul::block::{self, Block, Product};
 use crate::matmul::strip::{self, Strip};
 
 /// The kernels of an instruction set, compiled with its features switched on.
@@ -11,8 +11,8 @@ use crate::matmul::strip::{self, Strip};
 /// # Safety
 /// See [`Simd`] and the method of [`Block`] or [`Activations`] that each calls.
 pub(crate) trait Shells: Simd {
-    /// [`Block::product`].
-    unsafe fn product<B: Block, const R: usize, const W: usize>(args: &Product<R>);
+    /// [`block::product`].
+    unsafe fn product<B: Block, const R: usize, const W: usize>(args: &Product);
     /// [`Block::expand`].
     unsafe fn expand<B: Block>(from: *const u8, len: usize, to: *mut u8);
     /// [`Block::pack`].
@@ -28,11 +28,11 @@ pub(crate) trait Shells: Simd {
 macro_rules! shells {
     ($isa:ty $(, $features:literal)?) => {
         impl Shells for $isa {
-            unsafe fn product<B: Block, const R: usize, const W: usize>(args: &Product<R>) {
+            unsafe fn product<B: Block, const R: usize, const W: usize>(args: &Product) {
                 $(#[target_feature(enable = $features)])?
-                unsafe fn shell<B: Block, const R: usize, const W: usize>(args: &Product<R>) {
+                unsafe fn shell<B: Block, const R: usize, const W: usize>(args: &Product) {
                     // SAFETY: the caller's promise.
-                    unsafe { B::product::<$isa, R, W>(args) }
+                    unsafe { block::product::<$isa, B, R, W>(args) }
                 }
                 // SAFETY: the caller's promise.
                 unsafe { shell::<B, R, W>(args) }
@@ -121,8 +121,8 @@ pub(crate) struct Kernels {
     pub write_tile: unsafe fn(&Activations, *const f32, usize, usize),
     /// [`strip::run`].
     pub run_strip: unsafe fn(&Strip<'_>),
-    /// [`strip::pack_panel`].
-    pub pack_panel: unsafe fn(&crate::matrix::MatrixRef<'_>, usize, &mut [u8]),
+    /// [`strip::pack_group`].
+    pub pack_group: unsafe fn(&crate::matrix::MatrixRef<'_>, usize, &mut [u8]),
     /// [`peak::dots`].
     pub dot_peak: unsafe fn(u64) -> u64,
     /// [`peak::multiply_adds`].
@@ -137,7 +137,7 @@ impl Kernels {
             wide_is_signed: S::WIDE_IS_SIGNED,
             write_tile: S::write_tile,
             run_strip: strip::run::<S>,
-            pack_panel: strip::pack_panel::<S>,
+            pack_group: strip::pack_group::<S>,
             dot_peak: S::dot_peak,
             multiply_add_peak: S::multiply_add_peak,
         }
