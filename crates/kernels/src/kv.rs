@@ -11,12 +11,18 @@
 //! Keys are transposed so that attention multiplies one query value with 32 tokens' keys at a time, and needs no sums
 //! across lanes; values are not, so that one probability is multiplied with a token's values. A tile's two parts are
 //! multiples of 64 bytes whatever `head_dim` is, so in a 64-byte aligned block all are aligned.
+//!
+//! That is how the 16-bit formats are stored, in which tokens are written. Whole blocks of them are then converted to
+//! fewer bits by [`convert_block`]; how the tiles of these look stands in [`KvFormat`].
 
 mod codec;
+mod convert;
+pub(crate) mod quantized;
 #[cfg(test)]
 mod tests;
 
 use crate::Isa;
+pub use convert::convert_block;
 use std::ops::Range;
 
 /// Tokens in a block.
@@ -30,24 +36,61 @@ pub enum KvFormat {
     F16,
     /// bfloat16.
     Bf16,
+    /// Eight bits a number and a scale for each channel of 32 keys and for each token's values, both in half precision:
+    /// 8.25 + 8 / `head_dim` bits a number. A tile is, without gaps but filled up with zeros to a multiple of 64 bytes:
+    ///
+    /// ```text
+    /// key codes     [ceil(head_dim / 4)][32 tokens][4 channels]  u8, codes of channels past head_dim are 0
+    /// value codes   [32 / 4][head_dim][4 tokens]                 u8
+    /// key scales    [head_dim]                                   f16
+    /// value scales  [32 tokens]                                  f16
+    /// number = scale * (code - 128), codes from 1 to 255
+    /// ```
+    ///
+    /// Four codes that belong to one sum stand together, as the dot-product instructions take them.
+    Int8,
+    /// Four bits a number, and for each channel of 32 keys and for each token's values a scale and an offset of eight
+    /// bits: 4.25 + 8 / `head_dim` bits a number. A tile is, without gaps but filled up with zeros to a multiple of 64 bytes:
+    ///
+    /// ```text
+    /// key codes      [ceil(head_dim / 8)][32 tokens][4]  u8: channels 8i to 8i + 3 in the low four bits, the next in the high
+    /// value codes    [32 / 8][head_dim][4]               u8: tokens 8i to 8i + 3 in the low four bits, the next in the high
+    /// key scales     [head_dim]                          u8: (8 + s mod 8) * 2^(s div 8 - 20)
+    /// key offsets    [head_dim]                          i8, from -127 to 112
+    /// value scales   [32 tokens]                         u8
+    /// value offsets  [32 tokens]                         i8
+    /// number = scale * (code + offset), codes from 0 to 15
+    /// ```
+    Int4,
 }
 
 impl KvFormat {
     /// Every format.
-    pub const ALL: [KvFormat; 2] = [KvFormat::F16, KvFormat::Bf16];
+    pub const ALL: [KvFormat; 4] = [
+        KvFormat::F16,
+        KvFormat::Bf16,
+        KvFormat::Int8,
+        KvFormat::Int4,
+    ];
+    /// The formats in which tokens are written.
+    pub const WRITTEN: [KvFormat; 2] = [KvFormat::F16, KvFormat::Bf16];
 
     /// The format's name, in lower case.
     pub fn name(self) -> &'static str {
         match self {
             KvFormat::F16 => "f16",
             KvFormat::Bf16 => "bf16",
+            KvFormat::Int8 => "int8",
+            KvFormat::Int4 => "int4",
         }
     }
 
-    /// Bytes of the keys, or of the values, in a tile.
-    pub(crate) fn half_tile_bytes(self, head_dim: usize) -> usize {
+    /// Bytes of a tile.
+    fn tile_bytes(self, head_dim: usize) -> usize {
         match self {
-            KvFormat::F16 | KvFormat::Bf16 => head_dim * BLOCK_TOKENS * 2,
+            KvFormat::F16 | KvFormat::Bf16 => 2 * head_dim * BLOCK_TOKENS * 2,
+            KvFormat::Int8 => quantized::Parts::int8(head_dim).bytes,
+            KvFormat::Int4 => quantized::Parts::int4(head_dim).bytes,
         }
     }
 }
@@ -148,7 +191,7 @@ impl KvLayout {
 
     /// Bytes of one layer and KV head in a block.
     pub fn tile_bytes(&self, format: KvFormat) -> usize {
-        2 * format.half_tile_bytes(self.head_dim)
+        format.tile_bytes(self.head_dim)
     }
 
     /// Where a layer and KV head stand in a block.
@@ -180,7 +223,8 @@ pub struct KvBlock<'a> {
 ///
 /// # Panics
 /// If the lengths differ or are not whole tokens, the tokens do not fit between `first_slot` and the block's end, the
-/// layer does not exist, or the block has not [`KvLayout::block_bytes`] bytes.
+/// layer does not exist, the block has not [`KvLayout::block_bytes`] bytes, or the format is none of
+/// [`KvFormat::WRITTEN`].
 #[expect(
     clippy::too_many_arguments,
     reason = "two of everything: where, and what"
@@ -206,6 +250,10 @@ pub fn write_kv_run(
         "the tokens fit into the block"
     );
     check_block(layout, format, layer, block.len());
+    assert!(
+        KvFormat::WRITTEN.contains(&format),
+        "tokens are not written in {format}: convert a whole block"
+    );
     let tiles =
         block[layout.layer_range(format, layer)].chunks_exact_mut(layout.tile_bytes(format));
     for (kv_head, tile) in tiles.enumerate() {
@@ -265,7 +313,22 @@ pub fn read_kv(
         .zip(values.chunks_exact_mut(layout.head_dim));
     for (kv_head, (keys, values)) in heads.enumerate() {
         let tile = &block.bytes[layout.tile_range(block.format, layer, kv_head)];
-        codec::read_token(block.format, tile, slot, keys, values);
+        read_token(block.format, tile, slot, keys, values);
+    }
+}
+
+/// Reads one token of a tile.
+pub(crate) fn read_token(
+    format: KvFormat,
+    tile: &[u8],
+    slot: usize,
+    keys: &mut [f32],
+    values: &mut [f32],
+) {
+    match format {
+        KvFormat::F16 | KvFormat::Bf16 => codec::read_token(format, tile, slot, keys, values),
+        KvFormat::Int8 => quantized::read_int8(tile, slot, keys, values),
+        KvFormat::Int4 => quantized::read_int4(tile, slot, keys, values),
     }
 }
 

@@ -5,7 +5,7 @@ use super::plan::{Task, first_seen, head_lines, record_lines};
 use super::source::{Convert, Converted};
 use super::state::{Fold, State, WriteOut, WriteRecords};
 use super::{AttentionSequence, AttentionShape, Line, SPLIT_TOKENS};
-use crate::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
+use crate::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, read_token};
 use crate::ops::SharedSlice;
 use crate::ops::lanes::{Driver, Kernel, LANES, Lanes, load_part};
 use std::f32::consts::LOG2_E;
@@ -245,6 +245,39 @@ impl RunTask<'_> {
         match format {
             KvFormat::F16 => self.attend_halves::<L, false>(l, memory, tiles, next),
             KvFormat::Bf16 => self.attend_halves::<L, true>(l, memory, tiles, next),
+            KvFormat::Int8 | KvFormat::Int4 => {
+                self.attend_quantized(l, memory, format, tiles, next);
+            }
+        }
+    }
+
+    fn attend_quantized<L: Lanes>(
+        &self,
+        l: L,
+        memory: &mut Memory<'_>,
+        format: KvFormat,
+        tiles: &[Tile<'_>],
+        next: *const u8,
+    ) {
+        let head_dim = self.layout.head_dim();
+        let Memory {
+            keys, values, rows, ..
+        } = memory;
+        for &Tile {
+            bytes,
+            head,
+            visible,
+        } in tiles
+        {
+            dequantize(format, bytes, head_dim, keys, values);
+            let source = Converted::new(keys, values, head_dim);
+            l.vectorize(AttendConverted {
+                rows,
+                source,
+                head,
+                visible,
+                next,
+            });
         }
     }
 
@@ -308,6 +341,24 @@ impl RunTask<'_> {
             partials: self.partials,
             place: &place,
         });
+    }
+}
+
+/// Converts a quantized tile for [`Converted`].
+fn dequantize(
+    format: KvFormat,
+    tile: &[u8],
+    head_dim: usize,
+    keys: &mut [Line],
+    values: &mut [Line],
+) {
+    let (mut k, mut v) = ([0.0; KvLayout::MAX_HEAD_DIM], [0.0; KvLayout::MAX_HEAD_DIM]);
+    for token in 0..BLOCK_TOKENS {
+        read_token(format, tile, token, &mut k[..head_dim], &mut v[..head_dim]);
+        for dim in 0..head_dim {
+            keys[dim * TOKEN_VECTORS + token / LANES].0[token % LANES] = k[dim];
+            values[token * head_lines(head_dim) + dim / LANES].0[dim % LANES] = v[dim];
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::kv::{KvFormat, write_kv_run};
+use crate::kv::{KvFormat, convert_block, write_kv_run};
 use crate::{Isa, ThreadPool};
 use proptest::prelude::*;
 
@@ -43,16 +43,27 @@ impl Cache {
     fn random(layout: &KvLayout, formats: &[KvFormat], tokens: usize, random: &mut Random) -> Self {
         let blocks = (0..tokens.div_ceil(BLOCK_TOKENS)).map(|i| {
             let format = formats[i % formats.len()];
-            let mut bytes = vec![0; layout.block_bytes(format)];
+            let written = if KvFormat::WRITTEN.contains(&format) {
+                format
+            } else {
+                KvFormat::F16
+            };
+            let mut bytes = vec![0; layout.block_bytes(written)];
             let n = BLOCK_TOKENS.min(tokens - i * BLOCK_TOKENS);
             for layer in 0..layout.layers() {
                 let (k, v) = (
                     random.numbers(n * layout.width()),
                     random.numbers(n * layout.width()),
                 );
-                write_kv_run(Isa::Scalar, layout, format, layer, &mut bytes, 0, &k, &v);
+                write_kv_run(Isa::Scalar, layout, written, layer, &mut bytes, 0, &k, &v);
             }
-            (format, bytes)
+            let mut converted = vec![0; layout.block_bytes(format)];
+            let from = KvBlock {
+                format: written,
+                bytes: &bytes,
+            };
+            convert_block(Isa::best(), layout, from, format, &mut converted);
+            (format, converted)
         });
         Self {
             blocks: blocks.collect(),
@@ -266,6 +277,9 @@ fn cases() -> impl Strategy<Value = Case> {
         vec![KvFormat::F16],
         vec![KvFormat::Bf16],
         vec![KvFormat::F16, KvFormat::Bf16, KvFormat::Bf16],
+        vec![KvFormat::Int8],
+        vec![KvFormat::Int4],
+        vec![KvFormat::Int4, KvFormat::Int8, KvFormat::F16],
     ]);
     let windows = prop::option::of(1..120_usize);
     let softcaps = prop::option::of(0.5..30.0_f32);

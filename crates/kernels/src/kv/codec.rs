@@ -16,7 +16,7 @@ pub(super) struct Source<'a> {
     pub(super) first: usize,
 }
 
-/// Writes `n` tokens into a tile, from `first_slot` on.
+/// Writes `n` tokens into a tile of 16-bit numbers, from `first_slot` on.
 pub(super) fn write_tile(
     isa: Isa,
     format: KvFormat,
@@ -26,22 +26,25 @@ pub(super) fn write_tile(
     n: usize,
     source: Source<'_>,
 ) {
-    let write = WriteHalves {
-        format,
-        head_dim,
-        tile,
-        first_slot,
-        n,
-        source,
-    };
-    match format {
-        KvFormat::F16 | KvFormat::Bf16 => dispatch(isa, write),
-    }
+    dispatch(
+        isa,
+        WriteHalves {
+            bf16: format == KvFormat::Bf16,
+            head_dim,
+            tile,
+            first_slot,
+            n,
+            source,
+        },
+    );
 }
+
+/// The largest number of half precision.
+pub(super) const LARGEST: f32 = 65504.0;
 
 /// Writes a tile of 16-bit numbers.
 struct WriteHalves<'a> {
-    format: KvFormat,
+    bf16: bool,
     head_dim: usize,
     tile: &'a mut [u8],
     first_slot: usize,
@@ -51,15 +54,13 @@ struct WriteHalves<'a> {
 
 /// Sixteen numbers as 16-bit ones.
 #[inline(always)]
-fn to_halves<L: Lanes>(l: L, format: KvFormat, v: L::V) -> [u8; 2 * LANES] {
-    const LARGEST: f32 = 65504.0;
+pub(super) fn to_halves<L: Lanes>(l: L, bf16: bool, v: L::V) -> [u8; 2 * LANES] {
     let mut bytes = [0; 2 * LANES];
-    match format {
-        KvFormat::F16 => {
-            let v = l.max(l.splat(-LARGEST), l.min(l.splat(LARGEST), v));
-            l.store_f16(v, &mut bytes);
-        }
-        KvFormat::Bf16 => l.store_bf16(v, &mut bytes),
+    if bf16 {
+        l.store_bf16(v, &mut bytes);
+    } else {
+        let v = l.max(l.splat(-LARGEST), l.min(l.splat(LARGEST), v));
+        l.store_f16(v, &mut bytes);
     }
     bytes
 }
@@ -69,14 +70,14 @@ impl Kernel for WriteHalves<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         let Self {
-            format,
+            bf16,
             head_dim,
             tile,
             first_slot,
             n,
             source,
         } = self;
-        let (keys, values) = tile.split_at_mut(format.half_tile_bytes(head_dim));
+        let (keys, values) = tile.split_at_mut(tile.len() / 2);
         let key_rows = keys.as_chunks_mut::<{ 2 * BLOCK_TOKENS }>().0;
         for token in 0..n {
             let slot = first_slot + token;
@@ -87,22 +88,18 @@ impl Kernel for WriteHalves<'_> {
             let (value_chunks, value_rest) = value_row.as_chunks_mut::<{ 2 * LANES }>();
             let (key_chunks, key_rest) = key_rows.as_chunks_mut::<LANES>();
             for i in 0..k.0.len() {
-                value_chunks[i] = to_halves(l, format, l.load(&v.0[i]));
+                value_chunks[i] = to_halves(l, bf16, l.load(&v.0[i]));
                 write_column(
                     &mut key_chunks[i],
                     slot,
-                    &to_halves(l, format, l.load(&k.0[i])),
+                    &to_halves(l, bf16, l.load(&k.0[i])),
                 );
             }
             let rest = k.1.len();
             if rest > 0 {
-                let bytes = to_halves(l, format, load_part(l, v.1, 0.0));
+                let bytes = to_halves(l, bf16, load_part(l, v.1, 0.0));
                 value_rest.copy_from_slice(&bytes[..2 * rest]);
-                write_column(
-                    key_rest,
-                    slot,
-                    &to_halves(l, format, load_part(l, k.1, 0.0)),
-                );
+                write_column(key_rest, slot, &to_halves(l, bf16, load_part(l, k.1, 0.0)));
             }
         }
     }
@@ -118,7 +115,7 @@ fn write_column(rows: &mut [[u8; 2 * BLOCK_TOKENS]], slot: usize, keys: &[u8; 2 
     }
 }
 
-/// Reads one token of a tile.
+/// Reads one token of a tile of 16-bit numbers.
 pub(super) fn read_token(
     format: KvFormat,
     tile: &[u8],
@@ -127,16 +124,17 @@ pub(super) fn read_token(
     values: &mut [f32],
 ) {
     let head_dim = keys.len();
-    let (key_bytes, value_bytes) = tile.split_at(format.half_tile_bytes(head_dim));
+    let (key_bytes, value_bytes) = tile.split_at(tile.len() / 2);
     let at = |bytes: &[u8], i: usize| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
     for dim in 0..head_dim {
         let (k, v) = (
             at(key_bytes, dim * BLOCK_TOKENS + slot),
             at(value_bytes, slot * head_dim + dim),
         );
-        (keys[dim], values[dim]) = match format {
-            KvFormat::F16 => (f16_to_f32(k), f16_to_f32(v)),
-            KvFormat::Bf16 => (bf16_to_f32(k), bf16_to_f32(v)),
+        (keys[dim], values[dim]) = if format == KvFormat::Bf16 {
+            (bf16_to_f32(k), bf16_to_f32(v))
+        } else {
+            (f16_to_f32(k), f16_to_f32(v))
         };
     }
 }

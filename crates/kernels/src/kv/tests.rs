@@ -6,10 +6,11 @@ fn stored(format: KvFormat, x: f32) -> f32 {
     match format {
         KvFormat::F16 => f16_to_f32(f32_to_f16(x.clamp(-65504.0, 65504.0))),
         KvFormat::Bf16 => bf16_to_f32(f32_to_bf16(x)),
+        KvFormat::Int8 | KvFormat::Int4 => unreachable!("tokens are not written in {format}"),
     }
 }
 
-fn numbers(n: usize, seed: u32) -> Vec<f32> {
+pub(super) fn numbers(n: usize, seed: u32) -> Vec<f32> {
     let mut state = seed;
     let next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -25,7 +26,7 @@ proptest! {
     fn what_is_written_is_read(
         (layers, kv_heads, head_dim) in (1..4_usize, 1..4_usize, 1..140_usize),
         (first_slot, n) in (0..32_usize).prop_flat_map(|slot| (Just(slot), 0..=32 - slot)),
-        format in prop::sample::select(KvFormat::ALL.to_vec()),
+        format in prop::sample::select(KvFormat::WRITTEN.to_vec()),
         layer in 0..4_usize,
     ) {
         let layout = KvLayout::new(layers, kv_heads, head_dim).unwrap();
@@ -88,15 +89,42 @@ fn a_block_is_its_tiles() {
     assert_eq!(layout.tile_range(KvFormat::F16, 2, 3), 19 << 13..20 << 13);
     assert_eq!(layout.layer_range(KvFormat::Bf16, 15), 15 << 16..16 << 16);
     let odd = KvLayout::new(3, 5, 37).unwrap();
-    for layer in 0..3 {
-        for kv_head in 0..5 {
-            assert!(
-                odd.tile_range(KvFormat::F16, layer, kv_head)
-                    .start
-                    .is_multiple_of(64)
-            );
+    for format in KvFormat::ALL {
+        for layer in 0..3 {
+            for kv_head in 0..5 {
+                let tile = odd.tile_range(format, layer, kv_head);
+                assert!(tile.start.is_multiple_of(64));
+            }
         }
     }
+}
+
+#[test]
+fn quantized_blocks_have_the_bits_that_are_documented() {
+    for head_dim in [64, 128] {
+        let layout = KvLayout::new(2, 3, head_dim).unwrap();
+        let numbers = 2 * layout.layers() * layout.width() * BLOCK_TOKENS;
+        let bits = |format| (8 * layout.block_bytes(format)) as f64 / numbers as f64;
+        assert_eq!(bits(KvFormat::Int8), 8.25 + 8.0 / head_dim as f64);
+        assert_eq!(bits(KvFormat::Int4), 4.25 + 8.0 / head_dim as f64);
+    }
+}
+
+#[test]
+#[should_panic(expected = "not written in int8")]
+fn tokens_are_not_written_in_quantized_blocks() {
+    let layout = KvLayout::new(1, 1, 4).unwrap();
+    let mut block = vec![0; layout.block_bytes(KvFormat::Int8)];
+    write_kv(
+        Isa::Scalar,
+        &layout,
+        KvFormat::Int8,
+        0,
+        &mut block,
+        0,
+        &[0.0; 4],
+        &[0.0; 4],
+    );
 }
 
 #[test]

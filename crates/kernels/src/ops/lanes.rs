@@ -4,21 +4,22 @@
 //! registers hold (AVX2 uses two, portable code an array), every operation rounds once per lane as IEEE 754 says, and
 //! reductions add in one fixed tree: so all instruction sets give the same bits.
 
+#[allow(dead_code)] // the sums of products wait for attention on codes
+pub(crate) mod bytes;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use crate::Isa;
 use crate::format::f32_to_bf16;
+use bytes::Bytes;
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
 /// Operations on vectors of sixteen lanes. A value of the implementing type is a proof that the instruction set is
 /// there, which is why the methods are safe.
-pub(crate) trait Lanes: Copy + Send + Sync {
-    /// Sixteen lanes.
-    type V: Copy;
+pub(crate) trait Lanes: Bytes {
     /// Whether there are registers for several rows' sums at once. Without, code for many is only larger.
     const MANY_REGISTERS: bool = true;
 
@@ -103,6 +104,9 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match Level::of(isa) {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512(proof) => proof.vectorize(kernel),
+        // Only attention has a use for VNNI here.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni(proof) => proof.without_vnni().vectorize(kernel),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2(proof) => proof.vectorize(kernel),
         Level::Portable => portable::Portable.vectorize(kernel),
@@ -116,6 +120,8 @@ pub(crate) fn drive<D: Driver>(isa: Isa, driver: D) {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512(proof) => driver.run(proof),
         #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni(proof) => driver.run(proof),
+        #[cfg(target_arch = "x86_64")]
         Level::Avx2(proof) => driver.run(proof),
         Level::Portable => driver.run(portable::Portable),
     }
@@ -124,7 +130,9 @@ pub(crate) fn drive<D: Driver>(isa: Isa, driver: D) {
 /// What sixteen lanes are made of.
 enum Level {
     #[cfg(target_arch = "x86_64")]
-    Avx512(x86::Avx512),
+    Avx512(x86::Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(x86::Avx512<true>),
     #[cfg(target_arch = "x86_64")]
     Avx2(x86::Avx2),
     Portable,
@@ -136,10 +144,15 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         if isa.is_available() {
             match isa {
-                Isa::Avx512 | Isa::Avx512Vnni => {
+                Isa::Avx512 => {
                     // SAFETY: the instruction set is there.
                     let proof = unsafe { x86::Avx512::new() };
                     return Level::Avx512(proof);
+                }
+                Isa::Avx512Vnni => {
+                    // SAFETY: the instruction set is there, VNNI included.
+                    let proof = unsafe { x86::Avx512::new() };
+                    return Level::Avx512Vnni(proof);
                 }
                 Isa::Avx2 | Isa::AvxVnni => {
                     // SAFETY: the instruction set is there.

@@ -28,7 +28,6 @@ fn reduce(mut v: V, f: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 impl Lanes for Portable {
-    type V = V;
     // Where a fused multiply-add is a call, the compiler has no vectors to make of this.
     const MANY_REGISTERS: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 

@@ -3,19 +3,23 @@
 use super::{Kernel, LANES, Lanes};
 use std::arch::x86_64::*;
 
-/// Proof of AVX-512 F, BW, DQ and VL (with AVX2, FMA and F16C).
+/// Proof of AVX-512 F, BW, DQ and VL (with AVX2, FMA and F16C), and of AVX-512 VNNI if `VNNI`.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(());
+pub(super) struct Avx512<const VNNI: bool>(());
 
 /// Proof of AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(());
 
-impl Avx512 {
+impl<const VNNI: bool> Avx512<VNNI> {
     /// # Safety
-    /// The machine has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C.
+    /// The machine has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C, and AVX-512 VNNI if `VNNI`.
     pub(super) unsafe fn new() -> Self {
         Self(())
+    }
+
+    pub(super) fn without_vnni(self) -> Avx512<false> {
+        Avx512(())
     }
 }
 
@@ -32,7 +36,15 @@ impl Avx2 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 #[inline(never)]
 unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run(Avx512(()))
+    kernel.run(Avx512::<false>(()))
+}
+
+/// # Safety
+/// The machine has AVX-512 F, BW, DQ, VL and VNNI, AVX2, FMA and F16C.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn run_avx512_vnni<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512::<true>(()))
 }
 
 /// # Safety
@@ -52,12 +64,16 @@ macro_rules! proven {
     };
 }
 
-impl Lanes for Avx512 {
-    type V = __m512;
+mod bytes;
 
+impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
-        proven!(run_avx512(kernel))
+        if VNNI {
+            proven!(run_avx512_vnni(kernel))
+        } else {
+            proven!(run_avx512(kernel))
+        }
     }
 
     #[inline(always)]
@@ -237,8 +253,6 @@ macro_rules! twice {
 }
 
 impl Lanes for Avx2 {
-    type V = [__m256; 2];
-
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
         proven!(run_avx2(kernel))

@@ -1,0 +1,601 @@
+//! Converting whole blocks between formats.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "iterator adapters are not always inlined into functions with more instructions than they have"
+)]
+
+#[cfg(test)]
+mod tests;
+
+use super::codec::{LARGEST, to_halves};
+use super::quantized::{Parts, QUAD, VECTOR_BYTES, ZERO_CODE, scale, scale_code};
+use super::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
+use crate::Isa;
+use crate::format::{f16_to_f32, f32_to_f16};
+use crate::ops::lanes::{Kernel, LANES, Lanes, dispatch};
+
+/// Vectors of a block's tokens.
+const TOKEN_VECTORS: usize = BLOCK_TOKENS / LANES;
+/// Channels of keys, or tokens of values, that are converted together: what shares bytes in the int4 format.
+const STRIP: usize = 2 * QUAD;
+/// Adding it rounds to an integer, which is then in the low bits.
+const ROUND: f32 = 12_582_912.0;
+/// The largest code of four bits.
+const MOST_4: f32 = 15.0;
+/// Scales tried for a group of four bits, from the one that covers it down: a smaller one cuts off the extremes and is
+/// finer for all others. Chosen by squared error.
+const SCALES_TRIED: u8 = 3;
+
+/// Converts a whole block, keys and values of all layers, from one format to another, on the calling thread.
+///
+/// The same bits on every instruction set. What is stored is then, for 16-bit numbers `x` before:
+///
+/// * int8: `x` within half a scale (of its channel's keys, or its token's values: their largest magnitude / 127,
+///   rounded to half precision) and 4e-6;
+/// * int4: `x` within half a scale (at most an eighth more than (largest - least) / 15 or magnitude / 112, whichever is
+///   more) and 4e-6 where the group is covered; a group's extremes may be cut off where that makes its squared error
+///   smaller;
+/// * f16, bf16: the nearest, as [`write_kv_run`](super::write_kv_run) stores it.
+///
+/// Zeros stay zeros in all of them. Numbers beyond ±65504 become that; not-a-numbers become zero on the way to int8 and
+/// int4.
+///
+/// # Panics
+/// If a block has not [`KvLayout::block_bytes`] bytes of its format.
+pub fn convert_block(isa: Isa, layout: &KvLayout, from: KvBlock<'_>, to: KvFormat, out: &mut [u8]) {
+    let (from_bytes, to_bytes) = (layout.block_bytes(from.format), layout.block_bytes(to));
+    assert_eq!(from.bytes.len(), from_bytes, "the block's bytes");
+    assert_eq!(out.len(), to_bytes, "the converted block's bytes");
+    if from.format == to {
+        out.copy_from_slice(from.bytes);
+        return;
+    }
+    dispatch(
+        isa,
+        Convert {
+            layout,
+            from,
+            to,
+            out,
+        },
+    );
+}
+
+struct Convert<'a> {
+    layout: &'a KvLayout,
+    from: KvBlock<'a>,
+    to: KvFormat,
+    out: &'a mut [u8],
+}
+
+/// Tokens of one channel.
+type Channel = [[f32; LANES]; TOKEN_VECTORS];
+/// Channels of keys.
+type KeyStrip = [Channel; STRIP];
+/// Tokens of values, each in whole vectors.
+type ValueStrip = [[[f32; LANES]; KvLayout::MAX_HEAD_DIM / LANES]; STRIP];
+
+impl Kernel for Convert<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let head_dim = self.layout.head_dim();
+        let from_tiles = self
+            .from
+            .bytes
+            .chunks_exact(self.layout.tile_bytes(self.from.format));
+        let to_tiles = self.out.chunks_exact_mut(self.layout.tile_bytes(self.to));
+        let mut keys: KeyStrip = [[[0.0; LANES]; TOKEN_VECTORS]; STRIP];
+        let mut values: ValueStrip = [[[0.0; LANES]; KvLayout::MAX_HEAD_DIM / LANES]; STRIP];
+        for (from, to) in from_tiles.zip(to_tiles) {
+            let mut first = 0;
+            while first < head_dim {
+                let strip = Strip {
+                    head_dim,
+                    first,
+                    count: STRIP.min(head_dim - first),
+                };
+                l.vectorize(ReadKeys(self.from.format, &strip, from, &mut keys));
+                l.vectorize(WriteKeys(self.to, &strip, &keys, to));
+                first += STRIP;
+            }
+            let mut first = 0;
+            while first < BLOCK_TOKENS {
+                let strip = Strip {
+                    head_dim,
+                    first,
+                    count: STRIP,
+                };
+                l.vectorize(ReadValues(self.from.format, &strip, from, &mut values));
+                l.vectorize(WriteValues(self.to, &strip, &mut values, to));
+                first += STRIP;
+            }
+            fill(self.to, head_dim, to);
+        }
+    }
+}
+
+/// Zeros after the last part of a tile.
+fn fill(format: KvFormat, head_dim: usize, tile: &mut [u8]) {
+    let end = match format {
+        KvFormat::F16 | KvFormat::Bf16 => return,
+        KvFormat::Int8 => Parts::int8(head_dim).end,
+        KvFormat::Int4 => Parts::int4(head_dim).end,
+    };
+    tile[end..].fill(0);
+}
+
+/// Which channels or tokens are being converted.
+struct Strip {
+    head_dim: usize,
+    first: usize,
+    /// [`STRIP`], but for the last channels of a head.
+    count: usize,
+}
+
+impl Strip {
+    /// Vectors of a token's values.
+    fn lines(&self) -> usize {
+        self.head_dim.div_ceil(LANES)
+    }
+}
+
+/// As many bytes of a vector as there are.
+#[inline(always)]
+fn get<const N: usize>(from: &[u8]) -> [u8; N] {
+    match from.first_chunk() {
+        Some(whole) => *whole,
+        None => {
+            let mut filled = [0; N];
+            filled[..from.len()].copy_from_slice(from);
+            filled
+        }
+    }
+}
+
+/// Writes as many bytes of a vector as there is room for.
+#[inline(always)]
+fn put<const N: usize>(vector: &[u8; N], to: &mut [u8]) {
+    match to.first_chunk_mut() {
+        Some(whole) => *whole = *vector,
+        None => to.copy_from_slice(&vector[..to.len()]),
+    }
+}
+
+/// Rounded to an integer.
+#[inline(always)]
+fn round<L: Lanes>(l: L, v: L::V) -> L::V {
+    l.sub(l.add(v, l.splat(ROUND)), l.splat(ROUND))
+}
+
+/// Within what half precision holds; not-a-numbers are zero.
+#[inline(always)]
+fn clean<L: Lanes>(l: L, v: L::V) -> L::V {
+    let size = l.max(l.abs(v), l.splat(0.0));
+    l.with_sign(l.min(size, l.splat(LARGEST)), v)
+}
+
+#[inline(always)]
+fn load_half<L: Lanes>(l: L, bf16: bool, from: &[u8; 2 * LANES]) -> L::V {
+    let v = if bf16 {
+        l.load_bf16(from)
+    } else {
+        l.load_f16(from)
+    };
+    clean(l, v)
+}
+
+/// The low and the high four bits of numbers below 256.
+#[inline(always)]
+fn nibbles<L: Lanes>(l: L, byte: L::V) -> [L::V; 2] {
+    let high = round(l, l.fma(byte, l.splat(0.0625), l.splat(-7.5 * 0.0625)));
+    [l.fnma(high, l.splat(16.0), byte), high]
+}
+
+/// Reads channels of keys.
+struct ReadKeys<'a>(KvFormat, &'a Strip, &'a [u8], &'a mut KeyStrip);
+
+impl Kernel for ReadKeys<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let Self(format, strip, tile, to) = self;
+        match format {
+            KvFormat::F16 | KvFormat::Bf16 => {
+                let rows = &tile.as_chunks::<{ 2 * LANES }>().0[strip.first * TOKEN_VECTORS..];
+                for channel in 0..strip.count {
+                    for v in 0..TOKEN_VECTORS {
+                        let row = &rows[channel * TOKEN_VECTORS + v];
+                        let x = load_half(l, format == KvFormat::Bf16, row);
+                        l.store(x, &mut to[channel][v]);
+                    }
+                }
+            }
+            KvFormat::Int8 => read_keys_8(l, strip, tile, to),
+            KvFormat::Int4 => read_keys_4(l, strip, tile, to),
+        }
+    }
+}
+
+#[inline(always)]
+fn read_keys_8<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut KeyStrip) {
+    let parts = Parts::int8(strip.head_dim);
+    let scales = &tile[parts.key_scales][2 * strip.first..];
+    let codes = &tile[parts.keys][strip.first * BLOCK_TOKENS..];
+    let codes = codes.as_chunks::<VECTOR_BYTES>().0;
+    for quad in 0..strip.count.div_ceil(QUAD) {
+        for v in 0..TOKEN_VECTORS {
+            let codes = l.load_bytes4(&codes[quad * TOKEN_VECTORS + v]);
+            for i in 0..QUAD.min(strip.count - quad * QUAD) {
+                let channel = quad * QUAD + i;
+                let scale = u16::from_le_bytes([scales[2 * channel], scales[2 * channel + 1]]);
+                let number = l.sub(codes[i], l.splat(ZERO_CODE as f32));
+                let x = clean(l, l.mul(number, l.splat(f16_to_f32(scale))));
+                l.store(x, &mut to[channel][v]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn read_keys_4<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut KeyStrip) {
+    let parts = Parts::int4(strip.head_dim);
+    let (scales, offsets) = (&tile[parts.key_scales], &tile[parts.key_offsets]);
+    let codes = &tile[parts.keys][strip.first / 2 * BLOCK_TOKENS..];
+    let codes = codes.as_chunks::<VECTOR_BYTES>().0;
+    for v in 0..TOKEN_VECTORS {
+        let bytes = l.load_bytes4(&codes[v]);
+        for i in 0..QUAD {
+            let halves = nibbles(l, bytes[i]);
+            for half in 0..2 {
+                let channel = half * QUAD + i;
+                if channel < strip.count {
+                    let offset = f32::from(offsets[strip.first + channel].cast_signed());
+                    let number = l.add(halves[half], l.splat(offset));
+                    let scale = l.splat(scale(scales[strip.first + channel]));
+                    l.store(clean(l, l.mul(number, scale)), &mut to[channel][v]);
+                }
+            }
+        }
+    }
+}
+
+/// Reads tokens' values.
+struct ReadValues<'a>(KvFormat, &'a Strip, &'a [u8], &'a mut ValueStrip);
+
+impl Kernel for ReadValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let Self(format, strip, tile, to) = self;
+        match format {
+            KvFormat::F16 | KvFormat::Bf16 => {
+                let row_bytes = 2 * strip.head_dim;
+                let values = &tile[tile.len() / 2..];
+                for token in 0..STRIP {
+                    let row = &values[(strip.first + token) * row_bytes..][..row_bytes];
+                    for i in 0..strip.lines() {
+                        let from = get(&row[2 * LANES * i..]);
+                        let x = load_half(l, format == KvFormat::Bf16, &from);
+                        l.store(x, &mut to[token][i]);
+                    }
+                }
+            }
+            KvFormat::Int8 => read_values_8(l, strip, tile, to),
+            KvFormat::Int4 => read_values_4(l, strip, tile, to),
+        }
+    }
+}
+
+#[inline(always)]
+fn read_values_8<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut ValueStrip) {
+    let parts = Parts::int8(strip.head_dim);
+    let scales = &tile[parts.value_scales][2 * strip.first..];
+    let codes = &tile[parts.values][strip.first * strip.head_dim..];
+    for quad in 0..STRIP / QUAD {
+        let row = &codes[quad * QUAD * strip.head_dim..][..QUAD * strip.head_dim];
+        for i in 0..strip.lines() {
+            let codes = l.load_bytes4(&get(&row[i * VECTOR_BYTES..]));
+            for t in 0..QUAD {
+                let token = quad * QUAD + t;
+                let scale = u16::from_le_bytes([scales[2 * token], scales[2 * token + 1]]);
+                let number = l.sub(codes[t], l.splat(ZERO_CODE as f32));
+                let x = clean(l, l.mul(number, l.splat(f16_to_f32(scale))));
+                l.store(x, &mut to[token][i]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn read_values_4<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut ValueStrip) {
+    let parts = Parts::int4(strip.head_dim);
+    let (scales, offsets) = (&tile[parts.value_scales], &tile[parts.value_offsets]);
+    let row = &tile[parts.values][strip.first / 2 * strip.head_dim..][..QUAD * strip.head_dim];
+    for i in 0..strip.lines() {
+        let bytes = l.load_bytes4(&get(&row[i * VECTOR_BYTES..]));
+        for t in 0..QUAD {
+            let halves = nibbles(l, bytes[t]);
+            for half in 0..2 {
+                let token = half * QUAD + t;
+                let offset = f32::from(offsets[strip.first + token].cast_signed());
+                let number = l.add(halves[half], l.splat(offset));
+                let scale = l.splat(scale(scales[strip.first + token]));
+                l.store(clean(l, l.mul(number, scale)), &mut to[token][i]);
+            }
+        }
+    }
+}
+
+/// How a group is stored in eight bits: symmetric.
+#[derive(Clone, Copy, Default)]
+struct Group8 {
+    /// The scale's bits in half precision.
+    scale: u16,
+    inverse: f32,
+}
+
+#[inline(always)]
+fn group_8<L: Lanes>(l: L, group: &[[f32; LANES]]) -> Group8 {
+    let mut most = l.splat(0.0);
+    for i in 0..group.len() {
+        most = l.max(l.abs(l.load(&group[i])), most);
+    }
+    let scale = f32_to_f16(l.reduce_max(most) * (1.0 / 127.0));
+    let stored = f16_to_f32(scale);
+    let inverse = if stored > 0.0 { 1.0 / stored } else { 0.0 };
+    Group8 { scale, inverse }
+}
+
+/// The codes of numbers, in the low bits.
+#[inline(always)]
+fn codes_8<L: Lanes>(l: L, group: Group8, numbers: &[f32; LANES]) -> L::V {
+    let scaled = l.mul(l.load(numbers), l.splat(group.inverse));
+    let scaled = l.max(l.splat(-127.0), l.min(l.splat(127.0), scaled));
+    l.add(scaled, l.splat(ROUND + ZERO_CODE as f32))
+}
+
+/// How a group is stored in four bits.
+#[derive(Clone, Copy, Default)]
+struct Group4 {
+    scale: u8,
+    inverse: f32,
+    /// An integer from -127 to 112.
+    offset: f32,
+}
+
+#[inline(always)]
+fn group_4<L: Lanes>(l: L, group: &[[f32; LANES]]) -> Group4 {
+    let (mut low, mut high) = (l.load(&group[0]), l.load(&group[0]));
+    for i in 1..group.len() {
+        low = l.min(low, l.load(&group[i]));
+        high = l.max(high, l.load(&group[i]));
+    }
+    let low = -l.reduce_max(l.sub(l.splat(0.0), low));
+    let high = l.reduce_max(high);
+    let covering = scale_code(((high - low) / MOST_4).max(low.abs() / 112.0));
+    // Zero has a code of its own, so that it stays zero.
+    let offsets = if low <= 0.0 && high >= 0.0 {
+        (-MOST_4, 0.0)
+    } else {
+        (-127.0, 112.0)
+    };
+    let (mut best, mut least_error) = (Group4::default(), f32::INFINITY);
+    for i in 0..SCALES_TRIED {
+        let code = covering.saturating_sub(i);
+        let scale = scale(code);
+        let middle = 0.5 * (low + high) / scale - 0.5 * MOST_4;
+        let tried = Group4 {
+            scale: code,
+            inverse: 1.0 / scale,
+            offset: middle.round_ties_even().clamp(offsets.0, offsets.1),
+        };
+        let mut errors = l.splat(0.0);
+        for i in 0..group.len() {
+            let number = l.add(codes_4(l, tried, &group[i]), l.splat(tried.offset));
+            let error = l.fnma(number, l.splat(scale), l.load(&group[i]));
+            errors = l.fma(error, error, errors);
+        }
+        let error = l.reduce_add(errors);
+        if error < least_error {
+            (best, least_error) = (tried, error);
+        }
+    }
+    best
+}
+
+/// The codes of numbers.
+#[inline(always)]
+fn codes_4<L: Lanes>(l: L, group: Group4, numbers: &[f32; LANES]) -> L::V {
+    let x = l.load(numbers);
+    let scaled = l.fma(x, l.splat(group.inverse), l.splat(-group.offset));
+    let scaled = l.max(l.splat(0.0), l.min(l.splat(MOST_4), scaled));
+    round(l, scaled)
+}
+
+/// Codes of two groups in a byte each, in the low bits.
+#[inline(always)]
+fn joined<L: Lanes>(l: L, low: L::V, high: L::V) -> L::V {
+    l.add(l.fma(high, l.splat(16.0), low), l.splat(ROUND))
+}
+
+/// Writes channels of keys.
+struct WriteKeys<'a>(KvFormat, &'a Strip, &'a KeyStrip, &'a mut [u8]);
+
+impl Kernel for WriteKeys<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let Self(format, strip, keys, tile) = self;
+        match format {
+            KvFormat::F16 | KvFormat::Bf16 => {
+                let rows = tile.as_chunks_mut::<{ 2 * LANES }>().0;
+                let rows = &mut rows[strip.first * TOKEN_VECTORS..];
+                for channel in 0..strip.count {
+                    for v in 0..TOKEN_VECTORS {
+                        let x = l.load(&keys[channel][v]);
+                        rows[channel * TOKEN_VECTORS + v] =
+                            to_halves(l, format == KvFormat::Bf16, x);
+                    }
+                }
+            }
+            KvFormat::Int8 => write_keys_8(l, strip, keys, tile),
+            KvFormat::Int4 => write_keys_4(l, strip, keys, tile),
+        }
+    }
+}
+
+#[inline(always)]
+fn write_keys_8<L: Lanes>(l: L, strip: &Strip, keys: &KeyStrip, tile: &mut [u8]) {
+    let parts = Parts::int8(strip.head_dim);
+    let mut groups = [Group8::default(); STRIP];
+    for channel in 0..strip.count {
+        groups[channel] = group_8(l, &keys[channel]);
+        let at = parts.key_scales.start + 2 * (strip.first + channel);
+        tile[at..at + 2].copy_from_slice(&groups[channel].scale.to_le_bytes());
+    }
+    let codes = &mut tile[parts.keys][strip.first * BLOCK_TOKENS..];
+    let codes = codes.as_chunks_mut::<VECTOR_BYTES>().0;
+    for quad in 0..strip.count.div_ceil(QUAD) {
+        for v in 0..TOKEN_VECTORS {
+            let mut vectors = [l.splat(0.0); QUAD];
+            for i in 0..QUAD.min(strip.count - quad * QUAD) {
+                let channel = quad * QUAD + i;
+                vectors[i] = codes_8(l, groups[channel], &keys[channel][v]);
+            }
+            l.store_bytes4(vectors, &mut codes[quad * TOKEN_VECTORS + v]);
+        }
+    }
+}
+
+#[inline(always)]
+fn write_keys_4<L: Lanes>(l: L, strip: &Strip, keys: &KeyStrip, tile: &mut [u8]) {
+    let parts = Parts::int4(strip.head_dim);
+    let mut groups = [Group4::default(); STRIP];
+    for channel in 0..strip.count {
+        groups[channel] = group_4(l, &keys[channel]);
+        tile[parts.key_scales.start + strip.first + channel] = groups[channel].scale;
+        tile[parts.key_offsets.start + strip.first + channel] = groups[channel].offset as i8 as u8;
+    }
+    let codes = &mut tile[parts.keys][strip.first / 2 * BLOCK_TOKENS..];
+    let codes = codes.as_chunks_mut::<VECTOR_BYTES>().0;
+    for v in 0..TOKEN_VECTORS {
+        let mut vectors = [l.splat(0.0); QUAD];
+        for i in 0..QUAD {
+            let mut halves = [l.splat(0.0); 2];
+            for half in 0..2 {
+                let channel = half * QUAD + i;
+                if channel < strip.count {
+                    halves[half] = codes_4(l, groups[channel], &keys[channel][v]);
+                }
+            }
+            vectors[i] = joined(l, halves[0], halves[1]);
+        }
+        l.store_bytes4(vectors, &mut codes[v]);
+    }
+}
+
+/// Writes tokens' values.
+struct WriteValues<'a>(KvFormat, &'a Strip, &'a mut ValueStrip, &'a mut [u8]);
+
+impl Kernel for WriteValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let Self(format, strip, values, tile) = self;
+        let head_dim = strip.head_dim;
+        match format {
+            KvFormat::F16 | KvFormat::Bf16 => {
+                let half = tile.len() / 2;
+                for token in 0..STRIP {
+                    let at = half + 2 * (strip.first + token) * head_dim;
+                    let row = &mut tile[at..at + 2 * head_dim];
+                    for i in 0..strip.lines() {
+                        let x = l.load(&values[token][i]);
+                        let bytes = to_halves(l, format == KvFormat::Bf16, x);
+                        put(&bytes, room(row, 2 * LANES, i));
+                    }
+                }
+            }
+            KvFormat::Int8 => {
+                repeat_first(strip, values);
+                write_values_8(l, strip, values, tile);
+            }
+            KvFormat::Int4 => {
+                repeat_first(strip, values);
+                write_values_4(l, strip, values, tile);
+            }
+        }
+    }
+}
+
+/// Where the `i`th vector stands in a row, whose last one may not be whole.
+#[inline(always)]
+fn room(row: &mut [u8], bytes: usize, i: usize) -> &mut [u8] {
+    let end = row.len().min((i + 1) * bytes);
+    &mut row[i * bytes..end]
+}
+
+/// Fills the last vector of a token up with a number that changes no extremes.
+#[inline(always)]
+fn repeat_first(strip: &Strip, values: &mut ValueStrip) {
+    for token in 0..STRIP {
+        for dim in strip.head_dim..strip.lines() * LANES {
+            values[token][dim / LANES][dim % LANES] = values[token][0][0];
+        }
+    }
+}
+
+#[inline(always)]
+fn write_values_8<L: Lanes>(l: L, strip: &Strip, values: &ValueStrip, tile: &mut [u8]) {
+    let parts = Parts::int8(strip.head_dim);
+    let mut groups = [Group8::default(); STRIP];
+    for token in 0..STRIP {
+        groups[token] = group_8(l, &values[token][..strip.lines()]);
+        let at = parts.value_scales.start + 2 * (strip.first + token);
+        tile[at..at + 2].copy_from_slice(&groups[token].scale.to_le_bytes());
+    }
+    let codes = &mut tile[parts.values][strip.first * strip.head_dim..];
+    for quad in 0..STRIP / QUAD {
+        let row = &mut codes[quad * QUAD * strip.head_dim..][..QUAD * strip.head_dim];
+        for i in 0..strip.lines() {
+            let mut vectors = [l.splat(0.0); QUAD];
+            for t in 0..QUAD {
+                let token = quad * QUAD + t;
+                vectors[t] = codes_8(l, groups[token], &values[token][i]);
+            }
+            let mut bytes = [0; VECTOR_BYTES];
+            l.store_bytes4(vectors, &mut bytes);
+            put(&bytes, room(row, VECTOR_BYTES, i));
+        }
+    }
+}
+
+#[inline(always)]
+fn write_values_4<L: Lanes>(l: L, strip: &Strip, values: &ValueStrip, tile: &mut [u8]) {
+    let parts = Parts::int4(strip.head_dim);
+    let mut groups = [Group4::default(); STRIP];
+    for token in 0..STRIP {
+        groups[token] = group_4(l, &values[token][..strip.lines()]);
+        tile[parts.value_scales.start + strip.first + token] = groups[token].scale;
+        tile[parts.value_offsets.start + strip.first + token] = groups[token].offset as i8 as u8;
+    }
+    let codes = &mut tile[parts.values][strip.first / 2 * strip.head_dim..];
+    let row = &mut codes[..QUAD * strip.head_dim];
+    for i in 0..strip.lines() {
+        let mut vectors = [l.splat(0.0); QUAD];
+        for t in 0..QUAD {
+            let low = codes_4(l, groups[t], &values[t][i]);
+            let high = codes_4(l, groups[QUAD + t], &values[QUAD + t][i]);
+            vectors[t] = joined(l, low, high);
+        }
+        let mut bytes = [0; VECTOR_BYTES];
+        l.store_bytes4(vectors, &mut bytes);
+        put(&bytes, room(row, VECTOR_BYTES, i));
+    }
+}
