@@ -145,6 +145,7 @@ pub fn load(
         fingerprint,
         // One user: there is nobody to keep anything from.
         secret: [0; 32],
+        ..EngineConfig::default()
     };
     let engine = Engine::new(parts.decoder, Some(tokenizer.clone()), cache, config);
     let pressure = Watch::begin(&parts.budget, WatchOptions::default())?;

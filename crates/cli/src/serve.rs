@@ -112,6 +112,7 @@ fn engine(
             Some(disk) => disk.secret,
             None => random_secret()?,
         },
+        ..EngineConfig::default()
     };
     Ok(Engine::new(
         parts.decoder,

@@ -4,13 +4,16 @@
 
 use neap_memory::cache::{CacheStats, KvCache};
 use neap_memory::governor::Occasion;
-use neap_memory::{BlockTable, Budget, ChargeKind, Fingerprint, KvPool, Namespace};
+use neap_memory::table::RECENT_TOKENS;
+use neap_memory::{
+    BlockTable, Budget, ChargeKind, Fingerprint, KvPool, KvQuality, Level, Namespace,
+};
 use neap_model::decoder::{Decoder, LogitsWanted, SequenceChunk};
 use neap_model::tokenizer::Tokenizer;
 
 use crate::request::{AdmissionError, Event, FinishReason, Request, RequestId};
 use crate::schedule::{self, Candidate, Plan, Snapshot};
-use crate::sequence::{Limits, Sequence};
+use crate::sequence::{AttendedTokens, Limits, Sequence};
 
 /// Limits of an engine.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +26,11 @@ pub struct EngineConfig {
     pub fingerprint: Fingerprint,
     /// Keeps tenants from guessing the names of each other's cached blocks: random.
     pub secret: [u8; 32],
+    /// How low keys and values may sink when room is short.
+    pub quality: KvQuality,
+    /// The level that old blocks of running sequences sink to at once, as far as their quality allows;
+    /// [`Level::Hot`]: when room is short.
+    pub level: Level,
 }
 
 impl Default for EngineConfig {
@@ -32,6 +40,8 @@ impl Default for EngineConfig {
             max_running: 32,
             fingerprint: Fingerprint::of_parts(&[]),
             secret: [0; 32],
+            quality: KvQuality::Exact,
+            level: Level::Hot,
         }
     }
 }
@@ -51,6 +61,7 @@ pub struct Engine<D> {
     next_id: u64,
     steps: u64,
     preemptions: u64,
+    attended: AttendedTokens,
     /// The caller's clock at the last step.
     now_ms: u64,
 }
@@ -93,6 +104,7 @@ impl<D: Decoder> Engine<D> {
             next_id: 0,
             steps: 0,
             preemptions: 0,
+            attended: AttendedTokens::default(),
             now_ms: 0,
         }
     }
@@ -106,7 +118,8 @@ impl<D: Decoder> Engine<D> {
             &self.config.secret,
             &request.tenant,
             &self.config.fingerprint,
-        );
+        )
+        .with_quality(self.quality_of(&request));
         // What only the disk level knows, from before a restart, is forecast from now on.
         let known = &request.prompt[..request.prompt.len() - 1];
         self.cache.adopt(&namespace, known, self.now_ms);
@@ -143,12 +156,25 @@ impl<D: Decoder> Engine<D> {
         request.sampling.validate(vocab_size)?;
         // The last new token is never computed: its keys and values take no room.
         let new_tokens = request.max_new_tokens.unwrap_or(1).saturating_sub(1);
-        self.check_fits((prompt_tokens + new_tokens).min(context_tokens))
+        let tokens = (prompt_tokens + new_tokens).min(context_tokens);
+        self.check_fits(tokens, self.quality_of(request))
     }
 
-    fn check_fits(&self, tokens: usize) -> Result<(), AdmissionError> {
+    /// The quality that a request gets: what it asks for, but no lower than the engine's.
+    fn quality_of(&self, request: &Request) -> KvQuality {
+        let allowed = self.config.quality;
+        request.quality.map_or(allowed, |asked| asked.min(allowed))
+    }
+
+    fn check_fits(&self, tokens: usize, quality: KvQuality) -> Result<(), AdmissionError> {
         let block_bytes = self.kv.charged_block_bytes();
-        let needed_bytes = tokens.div_ceil(self.kv.block_tokens()) as u64 * block_bytes;
+        // What a step writes, and what is kept hot; older blocks sink if they may.
+        let sunk_bytes = self.cache.charged_bytes_at(quality.lowest(false));
+        let hot_tokens = RECENT_TOKENS + self.config.batch_tokens;
+        let hot_blocks = hot_tokens.div_ceil(self.kv.block_tokens()) + 2;
+        let blocks = tokens.div_ceil(self.kv.block_tokens());
+        let sunk_blocks = blocks.saturating_sub(hot_blocks) as u64;
+        let needed_bytes = (blocks as u64 - sunk_blocks) * block_bytes + sunk_blocks * sunk_bytes;
         let other = self
             .budget
             .charged()
@@ -158,7 +184,9 @@ impl<D: Decoder> Engine<D> {
         if needed_bytes <= free_bytes {
             return Ok(());
         }
-        let fitting_tokens = (free_bytes / block_bytes) as usize * self.kv.block_tokens();
+        let fitting_hot = (free_bytes / block_bytes).min(hot_blocks as u64);
+        let fitting_sunk = (free_bytes - fitting_hot * block_bytes) / sunk_bytes;
+        let fitting_tokens = (fitting_hot + fitting_sunk) as usize * self.kv.block_tokens();
         Err(AdmissionError::DoesNotFit {
             tokens,
             needed_bytes,
@@ -206,6 +234,11 @@ impl<D: Decoder> Engine<D> {
     /// Sequences that gave their blocks up for others so far.
     pub fn preemptions(&self) -> u64 {
         self.preemptions
+    }
+
+    /// What was attended to at which level so far.
+    pub fn attended(&self) -> AttendedTokens {
+        self.attended
     }
 
     /// The prefix cache, for what goes beyond running: sessions, decisions, costs.
@@ -276,18 +309,16 @@ impl<D: Decoder> Engine<D> {
     }
 
     fn plan(&mut self) -> Plan {
-        // A budget that shrank is paid from the cache first.
-        self.cache.shrink(self.now_ms);
+        let waiting = self.admissible();
+        let wanted_bytes = self.make_room(&waiting);
         let block_bytes = self.kv.charged_block_bytes();
-        let free_bytes = self.budget.available() + self.cache.freeable_bytes();
-        let running: Vec<Candidate> = self
-            .running
-            .iter()
-            .map(Sequence::running_candidate)
-            .collect();
+        let available = self.budget.available();
+        let cached_bytes = wanted_bytes.saturating_sub(available);
+        let free_bytes = available + self.cache.freeable_bytes_up_to(cached_bytes);
+        let running = self.running_candidates();
         let plan = schedule::plan(&Snapshot {
             running: &running,
-            waiting: &self.admissible(),
+            waiting: &waiting,
             free_blocks: (free_bytes / block_bytes) as usize,
             deficit_blocks: self.budget.excess().div_ceil(block_bytes) as usize,
             block_tokens: self.kv.block_tokens(),
@@ -296,6 +327,35 @@ impl<D: Decoder> Engine<D> {
         });
         tracing::trace!(?plan, "planned a step");
         plan
+    }
+
+    fn running_candidates(&self) -> Vec<Candidate> {
+        self.running
+            .iter()
+            .map(Sequence::running_candidate)
+            .collect()
+    }
+
+    /// Pays for a budget that shrank, and where cached blocks are not enough for what is wanted, lets old
+    /// blocks of running sequences sink. Sequences are preempted for what is missing still. Returns the
+    /// bytes that are wanted.
+    fn make_room(&mut self, waiting: &[Candidate]) -> u64 {
+        let running = self.running_candidates();
+        let blocks = schedule::blocks_wanted(&running, waiting, self.kv.block_tokens());
+        let wanted_bytes = blocks as u64 * self.kv.charged_block_bytes();
+        let mut lossy: Vec<&mut BlockTable> = self
+            .running
+            .iter_mut()
+            .filter(|s| s.quality() > KvQuality::Exact)
+            .map(|s| &mut s.table)
+            .collect();
+        self.cache.shrink_with(self.now_ms, &mut lossy);
+        let missing = wanted_bytes.saturating_sub(self.budget.available());
+        if missing > 0 && !lossy.is_empty() {
+            let missing = missing - self.cache.freeable_bytes_up_to(missing).min(missing);
+            self.cache.sink_running(missing, self.now_ms, &mut lossy);
+        }
+        wanted_bytes
     }
 
     /// The first of the waiting, up to one whose prefix another is computing: it waits to share it.
@@ -385,34 +445,12 @@ impl<D: Decoder> Engine<D> {
     }
 
     fn compute(&mut self, chunks: &[(usize, usize)], events: &mut Vec<Event>) {
-        let mut batch: Vec<SequenceChunk<'_>> = Vec::with_capacity(chunks.len());
-        let mut wants_token: Vec<bool> = Vec::with_capacity(chunks.len());
-        let mut next = chunks.iter().peekable();
-        for (index, sequence) in self.running.iter_mut().enumerate() {
-            let Some(&&(chunk_index, tokens)) = next.peek() else {
-                break;
-            };
-            if chunk_index != index {
-                continue;
-            }
-            next.next();
-            let last = sequence.running_candidate().pending_tokens == tokens;
-            wants_token.push(last);
-            let (tokens, table) = sequence.chunk(tokens);
-            let logits = if last {
-                LogitsWanted::Last
-            } else {
-                LogitsWanted::None
-            };
-            batch.push(SequenceChunk {
-                tokens,
-                table,
-                logits,
-            });
-        }
+        let mut attended = self.attended;
+        let (mut batch, wants_token) = batch_of(&mut self.running, chunks, &mut attended);
         if batch.is_empty() {
             return;
         }
+        self.attended = attended;
         let vocab_size = self.decoder.vocab_size();
         let limits = Limits {
             context_tokens: self.decoder.context_tokens(),
@@ -424,7 +462,9 @@ impl<D: Decoder> Engine<D> {
                 let mut rows = logits.chunks_exact_mut(vocab_size);
                 for (&(index, _), &wanted) in chunks.iter().zip(&wants_token) {
                     // Before the table goes on, so that those who wait for this prefix find it.
-                    self.running[index].share(&mut self.cache, self.now_ms);
+                    let sequence = &mut self.running[index];
+                    sequence.share(&mut self.cache, self.now_ms);
+                    sequence.sink(&mut self.cache, self.config.level);
                     if !wanted {
                         continue;
                     }
@@ -451,4 +491,39 @@ impl<D: Decoder> Engine<D> {
             events.push(sequence.finished(reason));
         }
     }
+}
+
+/// The chunks as the decoder takes them, and whether each ends with a token to be chosen.
+fn batch_of<'a>(
+    running: &'a mut [Sequence],
+    chunks: &[(usize, usize)],
+    attended: &mut AttendedTokens,
+) -> (Vec<SequenceChunk<'a>>, Vec<bool>) {
+    let mut batch = Vec::with_capacity(chunks.len());
+    let mut wants_token = Vec::with_capacity(chunks.len());
+    let mut next = chunks.iter().peekable();
+    for (index, sequence) in running.iter_mut().enumerate() {
+        let Some(&&(chunk_index, tokens)) = next.peek() else {
+            break;
+        };
+        if chunk_index != index {
+            continue;
+        }
+        next.next();
+        let last = sequence.running_candidate().pending_tokens == tokens;
+        wants_token.push(last);
+        sequence.count_attended(tokens, attended);
+        let (tokens, table) = sequence.chunk(tokens);
+        let logits = if last {
+            LogitsWanted::Last
+        } else {
+            LogitsWanted::None
+        };
+        batch.push(SequenceChunk {
+            tokens,
+            table,
+            logits,
+        });
+    }
+    (batch, wants_token)
 }

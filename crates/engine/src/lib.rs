@@ -16,3 +16,4 @@ pub mod stop;
 pub use engine::{Engine, EngineConfig};
 pub use request::{AdmissionError, Event, FinishReason, Request, RequestId, TokenLogprob, Usage};
 pub use sampling::{SamplingError, SamplingParams};
+pub use sequence::AttendedTokens;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use neap_memory::KvQuality;
+
 use crate::sampling::SamplingParams;
 
 /// Names one request within an engine; never reused.
@@ -33,6 +35,8 @@ pub struct Request {
     pub show_special: bool,
     /// With each token its log probability and those of this many most likely tokens.
     pub top_logprobs: Option<usize>,
+    /// How low the keys and values may sink, but never below what the engine allows; `None`: as low as that.
+    pub quality: Option<KvQuality>,
     /// Whose request it is: cached prefixes are shared within a tenant only.
     pub tenant: String,
     /// Larger runs first; equal priorities run in order of arrival.

@@ -62,6 +62,16 @@ pub fn plan(snapshot: &Snapshot<'_>) -> Plan {
     planner.finish()
 }
 
+/// Blocks with which the plan is the same as with any number more: what everything pending takes, and a block
+/// for each sequence to go on with.
+pub fn blocks_wanted(running: &[Candidate], waiting: &[Candidate], block_tokens: usize) -> usize {
+    let needed = |c: &Candidate| {
+        let total = (c.computed_tokens + c.pending_tokens).div_ceil(block_tokens);
+        total.saturating_sub(c.held_blocks) + 1
+    };
+    running.iter().chain(waiting).map(needed).sum::<usize>() + 1
+}
+
 struct Planner<'a> {
     snapshot: &'a Snapshot<'a>,
     free_blocks: usize,
@@ -366,6 +376,10 @@ mod tests {
                 prop_assert!(i < running.len() + plan.admit);
                 prop_assert!(!plan.preempt.contains(&i));
             }
+            let wanted = blocks_wanted(&running, &waiting, 32);
+            let ample = super::plan(&snapshot(&running, &waiting, wanted));
+            prop_assert_eq!(&ample, &super::plan(&snapshot(&running, &waiting, 10 * wanted)));
+            prop_assert!(ample.preempt.is_empty() && ample.starved.is_none());
             if !all.is_empty() {
                 prop_assert!(!plan.chunks.is_empty() || plan.starved.is_some() || !plan.preempt.is_empty());
             }

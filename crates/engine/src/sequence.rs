@@ -1,7 +1,7 @@
 //! One generation while it is in the engine.
 
 use neap_memory::cache::{Forecast, KvCache};
-use neap_memory::{BlockTable, Namespace};
+use neap_memory::{BlockTable, KvQuality, Level, Namespace};
 use neap_model::tokenizer::{DetokenizeOptions, Detokenizer, Tokenizer};
 
 use crate::request::{Event, FinishReason, Request, RequestId, Usage};
@@ -9,12 +9,36 @@ use crate::sampling::{self, Sampler};
 use crate::schedule::Candidate;
 use crate::stop::{StopMatcher, StopState};
 
+/// Pairs of a new token and one that it attended to, by the level of the latter: what share of the attention
+/// went to which level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttendedTokens {
+    /// As the model wrote them.
+    pub hot: u64,
+    /// At int8.
+    pub int8: u64,
+    /// At int4.
+    pub int4: u64,
+}
+
+impl AttendedTokens {
+    fn add(&mut self, level: Level, tokens: u64) {
+        match level {
+            Level::Int8 => self.int8 += tokens,
+            Level::Int4 => self.int4 += tokens,
+            _ => self.hot += tokens,
+        }
+    }
+}
+
 pub(crate) struct Sequence {
     pub id: RequestId,
     pub table: BlockTable,
     pub usage: Usage,
     /// Blocks, counted from the first, that the prefix cache may hold too.
     cached_blocks: usize,
+    /// Blocks, counted from the first, that have sunk to the level asked for, or could not.
+    sunk_blocks: usize,
     was_preempted: bool,
     namespace: Namespace,
     request: Request,
@@ -45,6 +69,7 @@ impl Sequence {
                 ..Usage::default()
             },
             cached_blocks: 0,
+            sunk_blocks: 0,
             was_preempted: false,
             namespace,
             tokens: request.prompt.clone(),
@@ -72,15 +97,18 @@ impl Sequence {
         let is_freeable = |(index, block): (usize, &neap_memory::Block)| {
             block.claims() <= if index < self.cached_blocks { 2 } else { 1 }
         };
+        let freeable_bytes: u64 = blocks
+            .iter()
+            .enumerate()
+            .filter(|&b| is_freeable(b))
+            .map(|(_, block)| block.charged_bytes())
+            .sum();
+        let hot_bytes = self.table.pool().charged_block_bytes();
         Candidate {
             computed_tokens,
             pending_tokens: self.tokens.len() - computed_tokens,
             held_blocks: blocks.len() - usize::from(copied),
-            freeable_blocks: blocks
-                .iter()
-                .enumerate()
-                .filter(|&b| is_freeable(b))
-                .count(),
+            freeable_blocks: freeable_bytes.div_ceil(hot_bytes) as usize,
         }
     }
 
@@ -127,6 +155,32 @@ impl Sequence {
         }
     }
 
+    /// Lets the blocks that were shared, and are old enough, sink to `level` as far as the quality allows.
+    pub fn sink(&mut self, cache: &mut KvCache, level: Level) {
+        let blocks = self.table.sinkable_blocks();
+        let (first, end) = (self.sunk_blocks.max(blocks.start), blocks.end);
+        if first < end {
+            let tokens = &self.tokens[..end * self.table.block_tokens()];
+            cache.sink(&self.namespace, tokens, &mut self.table, first..end, level);
+            self.sunk_blocks = end;
+        }
+    }
+
+    /// How low the sequence's blocks may sink.
+    pub fn quality(&self) -> KvQuality {
+        self.namespace.quality()
+    }
+
+    /// Adds to `sums` what computing the next `tokens` tokens attends to, in pairs of tokens.
+    pub fn count_attended(&self, tokens: usize, sums: &mut AttendedTokens) {
+        let (block_tokens, before) = (self.table.block_tokens(), self.table.len_tokens());
+        for (index, block) in self.table.blocks().iter().enumerate() {
+            let held = before.saturating_sub(index * block_tokens);
+            sums.add(block.level(), (held.min(block_tokens) * tokens) as u64);
+        }
+        sums.add(Level::Hot, (tokens * (tokens + 1) / 2) as u64);
+    }
+
     /// Leaves everything computed to the cache.
     pub fn leave_to(&mut self, cache: &mut KvCache, now_ms: u64) {
         let computed = self.table.len_tokens();
@@ -142,7 +196,7 @@ impl Sequence {
 
     /// Tokens that both sequences begin with, if they may share blocks.
     pub fn common_prefix(&self, other: &Self) -> usize {
-        if self.request.tenant != other.request.tenant {
+        if self.namespace != other.namespace {
             return 0;
         }
         self.tokens
@@ -171,6 +225,7 @@ impl Sequence {
         self.was_preempted = true;
         self.table.clear();
         self.cached_blocks = 0;
+        self.sunk_blocks = 0;
     }
 
     /// Chooses the next token and says what it means: events, and the reason if it was the last.

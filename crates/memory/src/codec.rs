@@ -1,12 +1,25 @@
 //! Codecs: from the bytes of a hot block to those of a lower level, and back.
 #![forbid(unsafe_code)]
 
+use std::fmt;
+use std::sync::Arc;
+
 use crate::level::Level;
 
+pub mod fake;
 pub mod packed;
 mod rans;
 
 pub use packed::Packed;
+
+/// Number of [`Plain`] in stored records.
+pub const PLAIN_ID: u16 = 0;
+/// Number of [`Packed`] in stored records.
+pub const PACKED_ID: u16 = 1;
+/// Number of the codec of [`Level::Int8`] in stored records.
+pub const INT8_ID: u16 = 2;
+/// Number of the codec of [`Level::Int4`] in stored records.
+pub const INT4_ID: u16 = 3;
 
 /// Encoded bytes that are none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,11 +64,63 @@ pub trait BlockCodec: Send + Sync {
     /// If `out` is shorter than [`max_encoded_bytes`](Self::max_encoded_bytes).
     fn encode(&self, hot: &[u8], out: &mut [u8]) -> Result<usize, CodecError>;
 
+    /// Encodes a block that is at `level` already: to sink further.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode), or if the codec does not take that level.
+    fn encode_from(&self, level: Level, bytes: &[u8], out: &mut [u8]) -> Result<usize, CodecError> {
+        if level == Level::Hot {
+            return self.encode(bytes, out);
+        }
+        Err(CodecError {
+            codec: self.name(),
+            offset: 0,
+            reason: "encodes hot blocks only",
+        })
+    }
+
     /// Decodes `encoded` into all of `hot`.
     ///
     /// # Errors
     /// If the bytes are not an encoding of exactly `hot.len()` bytes. `hot` then holds nothing of use.
     fn decode(&self, encoded: &[u8], hot: &mut [u8]) -> Result<(), CodecError>;
+}
+
+/// The codecs of the levels that are attended to and lossy, each there or not. Their encodings of one block
+/// size all have one length: [`max_encoded_bytes`](BlockCodec::max_encoded_bytes).
+///
+/// Whoever knows what the bytes of a block mean makes them; this crate does not.
+#[derive(Clone, Default)]
+pub struct QuantizedLevels {
+    /// Codec of [`Level::Int8`], numbered [`INT8_ID`].
+    pub int8: Option<Arc<dyn BlockCodec>>,
+    /// Codec of [`Level::Int4`], numbered [`INT4_ID`]; it takes hot and int8 blocks.
+    pub int4: Option<Arc<dyn BlockCodec>>,
+}
+
+impl QuantizedLevels {
+    /// The codec of `level`.
+    #[must_use]
+    pub fn at(&self, level: Level) -> Option<&Arc<dyn BlockCodec>> {
+        match level {
+            Level::Int8 => self.int8.as_ref(),
+            Level::Int4 => self.int4.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Those that are there, from dear to cheap.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn BlockCodec>> {
+        self.int8.iter().chain(&self.int4)
+    }
+}
+
+impl fmt::Debug for QuantizedLevels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.iter().map(|c| c.name()))
+            .finish()
+    }
 }
 
 /// The bytes as they are: what hot blocks are stored as when packing does not pay.
@@ -68,7 +133,7 @@ impl BlockCodec for Plain {
     }
 
     fn id(&self) -> u16 {
-        0
+        PLAIN_ID
     }
 
     fn level(&self) -> Level {

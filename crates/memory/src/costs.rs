@@ -56,6 +56,8 @@ pub struct CostMeter {
     pub unpack: LinearCost,
     /// Encoding into a packed block, per byte of the hot block.
     pub pack: LinearCost,
+    /// Encoding into an int8 or int4 block, per byte of the hot block.
+    pub quantize: LinearCost,
     /// Reads from the remote store, per byte.
     pub remote_read: LinearCost,
 }
@@ -69,6 +71,7 @@ impl Default for CostMeter {
             disk_write: LinearCost::guess(0.002),
             unpack: LinearCost::guess(0.001),
             pack: LinearCost::guess(0.002),
+            quantize: LinearCost::guess(0.001),
             remote_read: LinearCost::guess(0.02),
         }
     }

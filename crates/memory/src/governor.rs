@@ -38,6 +38,8 @@ pub struct Candidate {
     pub uses_per_s: f64,
     /// Whether a good copy of it is on disk already.
     pub is_on_disk: bool,
+    /// The lowest level that it may be attended to at, as its quality, age and place allow.
+    pub lowest: Level,
     /// Whether a running sequence attends to it: then it stays attendable.
     pub is_in_use: bool,
     /// Whether it may be let go without a copy (an unpinned leaf).
@@ -188,17 +190,29 @@ fn choose(
     freed
 }
 
-/// Every action that the candidate's state allows.
-fn steps_for(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
+/// Packing is for hot blocks; the lossy levels are for those whose quality allows them.
+fn may_sink(candidate: &Candidate, level: Level) -> bool {
+    if level.is_lossy() {
+        level > candidate.level && level <= candidate.lowest
+    } else {
+        level == Level::Packed && candidate.level == Level::Hot && !candidate.is_in_use
+    }
+}
+
+/// Every sink that the candidate may go to and takes less room at.
+fn demotions(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
     let mut steps = Vec::new();
     for sink in &situation.sinks {
-        let lower = sink.level > candidate.level && sink.level.is_in_ram();
-        if !lower || (candidate.is_in_use && !sink.level.is_attendable()) {
+        if !may_sink(candidate, sink.level) {
             continue;
         }
         let bytes = (candidate.hot_bytes as f64 * sink.ratio).ceil() as u64;
         if bytes < candidate.bytes {
-            let work = situation.costs.pack.of(candidate.hot_bytes);
+            let work = if sink.level.is_lossy() {
+                situation.costs.quantize.of(candidate.hot_bytes)
+            } else {
+                situation.costs.pack.of(candidate.hot_bytes)
+            };
             let quality = sink.quality_price_us * candidate.tokens as f64;
             let way_back = situation.costs.way_back_us(
                 Some(sink.level),
@@ -216,6 +230,12 @@ fn steps_for(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
             ));
         }
     }
+    steps
+}
+
+/// Every action that the candidate's state allows.
+fn steps_for(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
+    let mut steps = demotions(candidate, situation);
     if candidate.is_in_use {
         return steps;
     }

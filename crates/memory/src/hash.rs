@@ -6,6 +6,8 @@
 //! collide with the blocks of another. A hash that is not cryptographic would make the cache an oracle.
 #![forbid(unsafe_code)]
 
+use crate::level::KvQuality;
+
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
@@ -49,6 +51,7 @@ impl fmt::Debug for Fingerprint {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Namespace {
     root: BlockHash,
+    quality: KvQuality,
 }
 
 impl Namespace {
@@ -62,12 +65,35 @@ impl Namespace {
         update_framed(&mut hasher, fingerprint.as_bytes());
         Self {
             root: BlockHash(*hasher.finalize().as_bytes()),
+            quality: KvQuality::Exact,
         }
     }
 
+    /// The same tenant's namespace for blocks of `quality`, apart from those of every other quality: a
+    /// block that was computed while attending to lossy ones is never taken for an exact one.
+    #[must_use]
+    pub fn with_quality(self, quality: KvQuality) -> Self {
+        if quality == self.quality {
+            return self;
+        }
+        let mut hasher = blake3::Hasher::new_keyed(&self.root.0);
+        update_framed(&mut hasher, b"neap prefix namespace of quality v1");
+        update_framed(&mut hasher, quality.name().as_bytes());
+        Self {
+            root: BlockHash(*hasher.finalize().as_bytes()),
+            quality,
+        }
+    }
+
+    /// How low its blocks may sink.
+    #[must_use]
+    pub fn quality(&self) -> KvQuality {
+        self.quality
+    }
+
     /// A namespace read back from a file.
-    pub(crate) fn from_root(root: BlockHash) -> Self {
-        Self { root }
+    pub(crate) fn from_root(root: BlockHash, quality: KvQuality) -> Self {
+        Self { root, quality }
     }
 
     /// The key of the session of this name.
@@ -196,7 +222,11 @@ mod tests {
             Namespace::new(&[2; 32], "x", &a),
             Namespace::new(&[1; 32], "y", &a),
             Namespace::new(&[1; 32], "x", &b),
+            Namespace::new(&[1; 32], "x", &a).with_quality(KvQuality::High),
+            Namespace::new(&[1; 32], "x", &a).with_quality(KvQuality::Small),
+            Namespace::new(&[1; 32], "y", &a).with_quality(KvQuality::Small),
         ];
+        assert_eq!(roots[0].with_quality(KvQuality::Exact), roots[0]);
         for (i, left) in roots.iter().enumerate() {
             for right in &roots[i + 1..] {
                 assert_ne!(left.root().child(&[1, 2]), right.root().child(&[1, 2]));

@@ -26,12 +26,17 @@ use crate::region::{page_bytes, round_to_pages};
 #[cfg(test)]
 mod tests;
 
+/// Levels of which a block takes bytes of RAM: the first of [`Level::ALL`].
+pub const LEVELS_IN_RAM: usize = Level::Packed as usize + 1;
+
 struct Shared {
     budget: Budget,
     block_bytes: usize,
     block_tokens: usize,
     /// Most bytes that `State::kept` may hold.
     reuse_bytes: AtomicU64,
+    /// Bytes of the slots of held blocks, by [`Level`].
+    level_bytes: [AtomicU64; LEVELS_IN_RAM],
     state: Mutex<State>,
 }
 
@@ -182,6 +187,8 @@ pub struct PoolStats {
     pub kept_bytes: u64,
     /// Address space mapped; pages that no block uses cost no memory.
     pub mapped_bytes: u64,
+    /// `held_bytes` by [`Level`], in the order of [`Level::ALL`].
+    pub level_bytes: [u64; LEVELS_IN_RAM],
 }
 
 impl KvPool {
@@ -205,6 +212,7 @@ impl KvPool {
                 block_bytes,
                 block_tokens,
                 reuse_bytes: AtomicU64::new(0),
+                level_bytes: Default::default(),
                 state: Mutex::new(State::default()),
             }),
         }
@@ -266,14 +274,8 @@ impl KvPool {
                 (place, charge, false)
             }
         };
-        let inner = Inner {
-            place,
-            len_bytes: bytes,
-            level,
-            is_dirty,
-            charge: Some(charge),
-            pool: Arc::clone(&self.shared),
-        };
+        let mut inner = Inner::new(&self.shared, place, (level, bytes), Some(charge));
+        inner.is_dirty = is_dirty;
         Ok(Block {
             inner: Arc::new(inner),
         })
@@ -309,16 +311,13 @@ impl KvPool {
             Some(charge) => charge.split(slot_bytes as u64),
             None => None,
         };
-        let new = Inner {
-            place,
-            len_bytes: bytes.len(),
-            level,
-            is_dirty: true,
-            charge,
-            pool: Arc::clone(&self.shared),
-        };
         let mut block = Block {
-            inner: Arc::new(new),
+            inner: Arc::new(Inner::new(
+                &self.shared,
+                place,
+                (level, bytes.len()),
+                charge,
+            )),
         };
         if let Some(out) = block.bytes_mut() {
             out.copy_from_slice(bytes);
@@ -354,6 +353,9 @@ impl KvPool {
         stats.held_blocks -= state.kept.len();
         stats.held_bytes -= state.kept_bytes;
         stats.kept_bytes = state.kept_bytes;
+        for (sum, bytes) in stats.level_bytes.iter_mut().zip(&self.shared.level_bytes) {
+            *sum = bytes.load(Ordering::Relaxed);
+        }
         stats
     }
 
@@ -375,6 +377,17 @@ impl KvPool {
             return Err(format!(
                 "{kept} bytes are kept, {} are counted",
                 state.kept_bytes
+            ));
+        }
+        let by_level: u64 = self
+            .shared
+            .level_bytes
+            .iter()
+            .map(|bytes| bytes.load(Ordering::Relaxed))
+            .sum();
+        if by_level + kept != held {
+            return Err(format!(
+                "the levels hold {by_level} bytes and {kept} are kept, of {held}"
             ));
         }
         let charged = self.shared.budget.snapshot().of_kind(ChargeKind::Kv);
@@ -406,8 +419,30 @@ struct Inner {
     pool: Arc<Shared>,
 }
 
+impl Inner {
+    /// A block of `len_bytes` at `level` in a slot that is the caller's.
+    fn new(
+        pool: &Arc<Shared>,
+        place: Place,
+        (level, len_bytes): (Level, usize),
+        charge: Option<Charge>,
+    ) -> Self {
+        pool.level_bytes[level as usize].fetch_add(place.slot_bytes as u64, Ordering::Relaxed);
+        Self {
+            place,
+            len_bytes,
+            level,
+            is_dirty: false,
+            charge,
+            pool: Arc::clone(pool),
+        }
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.pool.level_bytes[self.level as usize]
+            .fetch_sub(self.place.slot_bytes as u64, Ordering::Relaxed);
         let Some(mut charge) = self.charge.take() else {
             return;
         };
@@ -468,6 +503,12 @@ impl Block {
     #[must_use]
     pub fn claims(&self) -> usize {
         Arc::strong_count(&self.inner)
+    }
+
+    /// A number that no other block has while this one is held.
+    #[must_use]
+    pub(crate) fn key(&self) -> usize {
+        Arc::as_ptr(&self.inner).addr()
     }
 
     /// Whether both claim the same bytes.

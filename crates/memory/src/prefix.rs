@@ -512,6 +512,26 @@ impl<V> PrefixTree<V> {
         })
     }
 
+    /// Places for nodes, of which some may be empty.
+    #[must_use]
+    pub fn len_places(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The nodes in `places` places from `first` on, going on from the start at the end: for samples.
+    pub fn nodes_from(&self, first: usize, places: usize) -> impl Iterator<Item = NodeId> + '_ {
+        let end = self.slots.len();
+        (first..first + places.min(end)).filter_map(move |place| {
+            let index = place % end;
+            let slot = &self.slots[index];
+            slot.node.as_ref()?;
+            Some(NodeId {
+                index: u32::try_from(index).ok()?,
+                generation: slot.generation,
+            })
+        })
+    }
+
     /// Checks the tree's laws: every node is listed once by hash and once under its parent, hashes chain,
     /// and only full blocks have children.
     ///

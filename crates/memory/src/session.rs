@@ -12,6 +12,7 @@ use crate::cache::KvCache;
 use crate::disk::format::{Kind, RECORD_HEAD_BYTES, RecordHead, payload_checksum};
 use crate::disk::{DiskError, DiskStore, Meta};
 use crate::hash::{BlockHash, Fingerprint, Namespace};
+use crate::level::KvQuality;
 
 #[cfg(test)]
 mod tests;
@@ -85,7 +86,7 @@ impl Session {
         let mut bytes = Vec::with_capacity(HEAD_BYTES + self.name.len() + self.tokens.len() * 4);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&[self.priority, 0]);
+        bytes.extend_from_slice(&[self.priority, self.namespace.quality() as u8]);
         bytes.extend_from_slice(&self.saved_ms.to_le_bytes());
         bytes.extend_from_slice(&self.expires_ms.unwrap_or(0).to_le_bytes());
         bytes.extend_from_slice(self.namespace.root().as_bytes());
@@ -119,7 +120,10 @@ impl Session {
         let (name, tokens) = body.split_at(name_bytes);
         Some(Self {
             name: String::from_utf8(name.to_vec()).ok()?,
-            namespace: Namespace::from_root(BlockHash::from_bytes(*head[24..].first_chunk()?)),
+            namespace: Namespace::from_root(
+                BlockHash::from_bytes(*head[24..].first_chunk()?),
+                KvQuality::from_number(head[7])?,
+            ),
             priority: head[6],
             saved_ms: u64_at(8)?,
             expires_ms: u64_at(16).filter(|&ms| ms > 0),
@@ -428,6 +432,12 @@ impl Sessions {
             reason: "not a manifest of this version",
         };
         let mut session = Session::decode(&manifest).ok_or(malformed)?;
+        if session.namespace.quality() > namespace.quality() {
+            return Err(SessionError::Malformed {
+                offset: RECORD_HEAD_BYTES,
+                reason: "its keys and values are of a lower quality than is asked for here",
+            });
+        }
         session.namespace = *namespace;
         let blocks = session.blocks(self.block_tokens);
         blocks.iter().for_each(|block| self.disk.pin(*block));

@@ -1,12 +1,19 @@
 //! Block tables: the ordered blocks of one sequence.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use crate::budget::OverBudget;
+use crate::codec::BlockCodec;
 use crate::level::Level;
 use crate::pool::{Block, KvPool};
 
 #[cfg(test)]
 mod tests;
+
+/// The newest tokens of a running sequence, whose blocks stay hot: most attention goes to them, and to the
+/// first block (the attention sinks of Xiao et al. 2023), which stays hot too.
+pub const RECENT_TOKENS: usize = 128;
 
 /// One block of a table as attention reads it.
 #[derive(Clone, Copy, Debug)]
@@ -229,6 +236,50 @@ impl BlockTable {
             "attention cannot read this level"
         );
         std::mem::replace(&mut self.blocks[index], block)
+    }
+
+    /// The blocks that may sink to a lossy level while the sequence runs: full ones, but for the first and
+    /// those of the newest [`RECENT_TOKENS`].
+    #[must_use]
+    pub fn sinkable_blocks(&self) -> Range<usize> {
+        let end = self.len_tokens.saturating_sub(RECENT_TOKENS) / self.pool.block_tokens();
+        end.min(1)..end
+    }
+
+    /// Re-encodes `blocks` of a table whose blocks nobody shares, those that are not there yet, to the level
+    /// of `codec`; takes no room. Returns how many changed; one that is shared or does not encode stays.
+    ///
+    /// `scratch` holds one encoded block.
+    ///
+    /// # Panics
+    /// If one of them is not a full block.
+    pub fn sink(
+        &mut self,
+        blocks: Range<usize>,
+        codec: &dyn BlockCodec,
+        scratch: &mut [u8],
+    ) -> usize {
+        assert!(
+            blocks.end <= self.len_full_blocks(),
+            "only full blocks sink"
+        );
+        let mut changed = 0;
+        for index in blocks {
+            let block = &self.blocks[index];
+            if block.level() >= codec.level() || block.is_shared() {
+                continue;
+            }
+            let Ok(bytes) = codec.encode_from(block.level(), block.bytes(), scratch) else {
+                continue;
+            };
+            let block = self.blocks.swap_remove(index);
+            let sunk = self.pool.replace(block, codec.level(), &scratch[..bytes]);
+            changed += usize::from(sunk.is_ok());
+            self.blocks.push(sunk.unwrap_or_else(|block| block));
+            let last = self.blocks.len() - 1;
+            self.blocks.swap(index, last);
+        }
+        changed
     }
 
     /// Number of full blocks.

@@ -2,7 +2,9 @@
 //!
 //! The decoder is a fake: the keys and values of a token are bytes that depend on every token up to it,
 //! and the "logits" of a sequence are a hash of every byte that attention would read. So any block that
-//! is wrong, stale or swapped is seen at once. Faults: a full disk, failing reads and syncs, flipped bits,
+//! is wrong, stale or swapped is seen at once. A quarter of the conversations is exact; the blocks of the
+//! others may sink to lossy levels, and then exactly those bytes may be lost that the lowest level of their
+//! quality loses. Faults: a full disk, failing reads and syncs, flipped bits,
 //! kills, power cuts, budgets that change, requests that are cancelled.
 //!
 //! One seed is one run: the same steps, the same faults, the same outcome.
@@ -10,22 +12,23 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use neap_memory::codec::fake::{self, EveryNth};
 use neap_memory::disk::fake::FakeStorage;
 use neap_memory::disk::{DiskOptions, DiskStore, Storage};
 use neap_memory::governor::Occasion;
 use neap_memory::hash::{Fingerprint, Namespace};
 use neap_memory::session::{KeepOptions, Sessions};
-use neap_memory::{BlockTable, Budget, CacheOptions, KvCache, KvPool};
+use neap_memory::{BlockTable, Budget, CacheOptions, KvCache, KvPool, KvQuality, Level};
 
-/// Tokens of a block.
-const BLOCK_TOKENS: usize = 4;
+/// Tokens of a block: of four pages, so that int8 takes two of them and int4 one.
+const BLOCK_TOKENS: usize = 16;
 /// Bytes of a token's keys and values.
 const TOKEN_BYTES: usize = 1024;
 const BLOCK_BYTES: usize = BLOCK_TOKENS * TOKEN_BYTES;
 /// Conversations of a run.
 const TALKS: u64 = 12;
-/// Longest conversation, in tokens.
-const MAX_TOKENS: usize = 60;
+/// Longest conversation, in tokens: blocks of a running sequence sink beyond the newest 128.
+const MAX_TOKENS: usize = 240;
 
 /// What a run did; all of it follows from the seed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +45,8 @@ pub struct Report {
     pub sessions_saved: u64,
     /// Sessions found again after a kill or a power cut.
     pub sessions_restored: u64,
+    /// Blocks that sank to a lossy level.
+    pub sunk_blocks: u64,
     /// Kills and power cuts.
     pub restarts: u64,
     /// Faults injected.
@@ -113,11 +118,52 @@ fn expected_logits(tokens: &[u32]) -> u64 {
         .fold(7, |hash, &token| logits(hash, &decoder.feed(token)))
 }
 
-fn read_logits(table: &BlockTable) -> u64 {
-    (0..table.len_tokens()).fold(7, |hash, t| {
-        let at = t % BLOCK_TOKENS * TOKEN_BYTES;
-        logits(hash, &table.block(t / BLOCK_TOKENS)[at..at + TOKEN_BYTES])
+/// How low the blocks of a conversation may sink.
+fn quality_of(talk: u64) -> KvQuality {
+    KvQuality::ALL[(talk % 4) as usize]
+}
+
+/// Whether attention reads what was written for `tokens`: every byte of it if the quality is exact, or else
+/// those that its lowest level keeps.
+fn reads_right(table: &BlockTable, tokens: &[u32], quality: KvQuality) -> bool {
+    let stride = match quality.lowest(true) {
+        Level::Int8 => 2,
+        Level::Int4 => 4,
+        _ => return read_logits(table) == Some(expected_logits(tokens)),
+    };
+    let mut decoder = Decoder(1);
+    tokens.iter().enumerate().all(|(t, &token)| {
+        let view = table.view(t / BLOCK_TOKENS);
+        let first = t % BLOCK_TOKENS * TOKEN_BYTES;
+        let written = decoder.feed(token);
+        written.iter().enumerate().all(|(i, &byte)| {
+            let at = first + i;
+            let read = match view.level {
+                Level::Int8 => EveryNth::INT8.read(view.bytes, at),
+                Level::Int4 => EveryNth::INT4.read(view.bytes, at),
+                _ => view.bytes[at],
+            };
+            read == byte || (read == 0 && !at.is_multiple_of(stride))
+        })
     })
+}
+
+/// The logits of an exact sequence; `None` if one of its blocks is lossy.
+fn read_logits(table: &BlockTable) -> Option<u64> {
+    let is_hot = |b: &neap_memory::Block| b.level() == Level::Hot;
+    table.blocks().iter().all(is_hot).then(|| {
+        (0..table.len_tokens()).fold(7, |hash, t| {
+            let at = t % BLOCK_TOKENS * TOKEN_BYTES;
+            logits(hash, &table.block(t / BLOCK_TOKENS)[at..at + TOKEN_BYTES])
+        })
+    })
+}
+
+/// A sequence that runs.
+struct Running {
+    table: BlockTable,
+    tokens: Vec<u32>,
+    talk: u64,
 }
 
 /// A run under way.
@@ -137,7 +183,7 @@ pub struct World {
     /// Saved since without being acknowledged: may have survived as well.
     attempted: BTreeMap<String, Vec<Vec<u32>>>,
     /// A running sequence that holds its blocks through the steps of others.
-    running: Option<(BlockTable, Vec<u32>)>,
+    running: Option<Running>,
     /// After damage on disk a session may be incomplete.
     is_damaged: bool,
     /// A bit was flipped that nothing may have noticed yet: a session saved later may rest on that record,
@@ -161,7 +207,7 @@ impl World {
         let budget = Budget::new(blocks * BLOCK_BYTES as u64);
         let parts = open(Arc::new(FakeStorage::default()), &budget, fingerprint)?;
         let talks = (0..TALKS)
-            .map(|talk| vec![0, 1, 2, 3, 4, (talk % 3) as u32])
+            .map(|talk| vec![0, 1, 2, 3, 4, (talk / 4) as u32])
             .collect();
         Ok(Self {
             random,
@@ -191,10 +237,16 @@ impl World {
     /// The step and the law that it broke.
     pub fn run(mut self, steps: u64) -> Result<Report, String> {
         for step in 0..steps {
+            let before = self.cache.stats();
             self.now_ms += 1 + self.random.below(5000);
             self.step().map_err(|e| format!("step {step}: {e}"))?;
             self.check()
                 .map_err(|e| format!("after step {step}: {e}"))?;
+            let after = self.cache.stats();
+            // A restart begins to count anew.
+            let sunk = (after.int8_blocks + after.int4_blocks)
+                .saturating_sub(before.int8_blocks + before.int4_blocks);
+            self.report.sunk_blocks += sunk;
         }
         Ok(self.report)
     }
@@ -210,7 +262,11 @@ impl World {
                 self.inject();
                 Ok(())
             }
-            93..=97 => self.restart(),
+            93..=95 => self.restart(),
+            96..=98 => {
+                self.sink();
+                Ok(())
+            }
             _ => {
                 self.running = None;
                 Ok(())
@@ -220,33 +276,52 @@ impl World {
 
     fn check(&self) -> Result<(), String> {
         self.cache.check_conservation()?;
-        if let Some((table, tokens)) = &self.running
-            && read_logits(table) != expected_logits(tokens)
+        if let Some(running) = &self.running
+            && !reads_right(&running.table, &running.tokens, quality_of(running.talk))
         {
             return Err("a running sequence's blocks changed under it".into());
         }
         Ok(())
     }
 
+    fn namespace(&self, talk: u64) -> Namespace {
+        self.tenant.with_quality(quality_of(talk))
+    }
+
+    /// The running sequence's old blocks sink at once.
+    fn sink(&mut self) {
+        let level = if self.random.one_in(2) {
+            Level::Int8
+        } else {
+            Level::Int4
+        };
+        if let Some(running) = &mut self.running {
+            let namespace = self.tenant.with_quality(quality_of(running.talk));
+            let (tokens, table) = (&running.tokens, &mut running.table);
+            let blocks = table.sinkable_blocks();
+            self.cache.sink(&namespace, tokens, table, blocks, level);
+        }
+    }
+
     /// A conversation goes on by a few tokens; now and then it is cancelled half-way.
     fn prompt(&mut self) -> Result<(), String> {
-        let talk = self.random.below(TALKS) as usize;
+        let number = self.random.below(TALKS);
+        let (talk, quality) = (number as usize, quality_of(number));
+        let namespace = self.namespace(number);
         if self.talks[talk].len() > MAX_TOKENS || self.random.one_in(12) {
             self.talks[talk].truncate(6);
         }
-        for _ in 0..=self.random.below(9) {
+        for _ in 0..=self.random.below(40) {
             let token = self.random.below(1000) as u32;
             self.talks[talk].push(token);
         }
         let tokens = self.talks[talk].clone();
         let mut table = BlockTable::new(&self.pool);
-        let cached = self.cache.attach(
-            &self.tenant,
-            &tokens[..tokens.len() - 1],
-            &mut table,
-            self.now_ms,
-        );
-        if read_logits(&table) != expected_logits(&tokens[..cached]) {
+        let known = &tokens[..tokens.len() - 1];
+        let cached = self
+            .cache
+            .attach(&namespace, known, &mut table, self.now_ms);
+        if !reads_right(&table, &tokens[..cached], quality) {
             return Err(format!(
                 "wrong keys or values among {cached} cached tokens of talk {talk}"
             ));
@@ -260,8 +335,8 @@ impl World {
         }
         compute(&mut table, &tokens);
         self.cache
-            .insert(&self.tenant, &tokens, &mut table, self.now_ms);
-        if read_logits(&table) != expected_logits(&tokens) {
+            .insert(&namespace, &tokens, &mut table, self.now_ms);
+        if !reads_right(&table, &tokens, quality) {
             return Err(format!("wrong keys or values after talk {talk} was cached"));
         }
         self.report.finished += 1;
@@ -277,7 +352,13 @@ impl World {
             };
             let missing = (tokens.div_ceil(BLOCK_TOKENS) + 1) as u64 * BLOCK_BYTES as u64;
             let missing = missing.saturating_sub(refusal.available).max(1) + self.budget.excess();
-            if self.cache.free(missing, Occasion::Admission, self.now_ms) == 0 {
+            let mut running: Vec<&mut BlockTable> =
+                self.running.iter_mut().map(|r| &mut r.table).collect();
+            let occasion = Occasion::Admission;
+            let freed = self
+                .cache
+                .free_with(missing, occasion, self.now_ms, &mut running);
+            if freed == 0 {
                 return false;
             }
         }
@@ -286,30 +367,38 @@ impl World {
 
     /// Leaves a sequence running through the following steps.
     fn hold_one(&mut self) -> Result<(), String> {
-        let talk = self.random.below(TALKS) as usize;
-        let tokens = self.talks[talk].clone();
+        let talk = self.random.below(TALKS);
+        let tokens = self.talks[talk as usize].clone();
+        let namespace = self.namespace(talk);
         let mut table = BlockTable::new(&self.pool);
         let cached = self
             .cache
-            .attach(&self.tenant, &tokens, &mut table, self.now_ms);
+            .attach(&namespace, &tokens, &mut table, self.now_ms);
         if self.reserve(&mut table, tokens.len() - cached) {
             compute(&mut table, &tokens);
-            self.running = Some((table, tokens));
+            self.cache
+                .insert(&namespace, &tokens, &mut table, self.now_ms);
+            self.running = Some(Running {
+                table,
+                tokens,
+                talk,
+            });
         }
         Ok(())
     }
 
     fn save(&mut self) -> Result<(), String> {
-        let talk = self.random.below(TALKS) as usize;
+        let talk = self.random.below(TALKS);
+        let namespace = self.namespace(talk);
         let name = format!("talk {talk}");
-        let tokens = self.talks[talk].clone();
+        let tokens = self.talks[talk as usize].clone();
         let keep = KeepOptions {
             priority: self.random.below(4) as u8,
             ttl_ms: None,
         };
         let saved = self.sessions.save(
             &mut self.cache,
-            (&self.tenant, &name, &tokens),
+            (&namespace, &name, &tokens),
             keep,
             self.now_ms,
         );
@@ -321,9 +410,10 @@ impl World {
             self.attempted.entry(name).or_default().push(tokens);
         }
         // A session of lower priority may have given way.
-        let left: Vec<String> = self
-            .sessions
-            .list(&self.tenant, self.now_ms)
+        let namespaces = KvQuality::ALL.map(|quality| self.tenant.with_quality(quality));
+        let left: Vec<String> = namespaces
+            .iter()
+            .flat_map(|namespace| self.sessions.list(namespace, self.now_ms))
             .map(|s| s.name.clone())
             .collect();
         self.acknowledged.retain(|name, _| left.contains(name));
@@ -331,8 +421,9 @@ impl World {
     }
 
     fn delete(&mut self) -> Result<(), String> {
-        let name = format!("talk {}", self.random.below(TALKS));
-        let deleted = self.sessions.delete(&self.tenant, &name);
+        let talk = self.random.below(TALKS);
+        let name = format!("talk {talk}");
+        let deleted = self.sessions.delete(&self.namespace(talk), &name);
         if self.acknowledged.remove(&name).is_some() && deleted.is_err() {
             // Not acknowledged: it may be there again after a restart, or not.
             self.report.faults += 1;
@@ -343,11 +434,13 @@ impl World {
     fn change_budget(&mut self) -> Result<(), String> {
         let limit = (10 + self.random.below(240)) * BLOCK_BYTES as u64;
         self.budget.set_limit(limit);
-        let excess = self.cache.shrink(self.now_ms);
+        let mut running: Vec<&mut BlockTable> =
+            self.running.iter_mut().map(|r| &mut r.table).collect();
+        let excess = self.cache.shrink_with(self.now_ms, &mut running);
         let held = self
             .running
             .as_ref()
-            .map_or(0, |(table, _)| table.len_blocks() + 1);
+            .map_or(0, |running| running.table.len_blocks() + 1);
         // What is left above the limit is what running sequences hold.
         let most = (held * BLOCK_BYTES) as u64;
         if excess > most {
@@ -363,7 +456,7 @@ impl World {
         // Half of the seeds have no rot, so that completeness is checked to their end.
         match self.random.below(if self.may_rot { 5 } else { 4 }) {
             0 => {
-                let room = self.random.below(40_000);
+                let room = self.random.below(160_000);
                 self.storage.set_room(Some(room));
             }
             1 => self.storage.set_room(None),
@@ -417,9 +510,11 @@ impl World {
     }
 
     fn restore(&mut self, name: &str, tokens: &[u32]) -> Result<(), String> {
+        let talk = name.trim_start_matches("talk ").parse().unwrap_or(0);
+        let namespace = self.namespace(talk);
         let found = self
             .sessions
-            .restore(&mut self.cache, &self.tenant, name, self.now_ms);
+            .restore(&mut self.cache, &namespace, name, self.now_ms);
         let restored = match found {
             Ok(session) => session.tokens.clone(),
             Err(_) if self.is_damaged || self.has_rot => return Ok(()),
@@ -428,8 +523,8 @@ impl World {
         let mut table = BlockTable::new(&self.pool);
         let cached = self
             .cache
-            .attach(&self.tenant, &restored, &mut table, self.now_ms);
-        if read_logits(&table) != expected_logits(&restored[..cached]) {
+            .attach(&namespace, &restored, &mut table, self.now_ms);
+        if !reads_right(&table, &restored[..cached], quality_of(talk)) {
             return Err(format!(
                 "session {name:?} came back with wrong keys or values"
             ));
@@ -480,8 +575,8 @@ fn open(
     fingerprint: Fingerprint,
 ) -> Result<Parts, String> {
     let options = DiskOptions {
-        limit_bytes: 2 << 20,
-        segment_bytes: 128 << 10,
+        limit_bytes: 8 << 20,
+        segment_bytes: 512 << 10,
     };
     let disk = DiskStore::open(Arc::clone(&storage) as Arc<dyn Storage>, options)
         .map_err(|e| e.to_string())?;
@@ -489,6 +584,7 @@ fn open(
     let pool = KvPool::new(budget, BLOCK_BYTES, BLOCK_TOKENS);
     let options = CacheOptions {
         disk: Some(Arc::clone(&disk)),
+        quantized: fake::levels(),
         // One read at a time: the order of faults must follow from the seed.
         reads_in_flight: 1,
         ..CacheOptions::new(fingerprint)
@@ -523,6 +619,7 @@ mod tests {
             total.cached_tokens += report.cached_tokens;
             total.sessions_restored += report.sessions_restored;
             total.faults += report.faults;
+            total.sunk_blocks += report.sunk_blocks;
         }
         // The runs did what they are for.
         assert!(
@@ -530,7 +627,7 @@ mod tests {
             "{total:?}"
         );
         assert!(
-            total.sessions_restored > 100 && total.faults > 400,
+            total.sessions_restored > 100 && total.faults > 400 && total.sunk_blocks > 1_000,
             "{total:?}"
         );
     }

@@ -2,7 +2,10 @@
 
 use super::{Held, KvCache};
 use crate::hash::Namespace;
+use crate::level::Level;
 use crate::pool::KvPool;
+use crate::prefix::NodeId;
+use crate::region::round_to_pages;
 
 /// What the cache holds of a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,11 +51,37 @@ impl KvCache {
     /// most.
     #[must_use]
     pub fn freeable_bytes(&self) -> u64 {
-        let bytes = |node| match self.tree.get(node).map(|entry| &entry.held) {
+        self.freeable_bytes_up_to(u64::MAX)
+    }
+
+    /// [`freeable_bytes`](Self::freeable_bytes), counted only until `enough` are found.
+    #[must_use]
+    pub fn freeable_bytes_up_to(&self, enough: u64) -> u64 {
+        let mut sum = 0;
+        for node in self.tree.nodes() {
+            if sum >= enough {
+                break;
+            }
+            sum += self.freeable_bytes_of(node);
+        }
+        sum
+    }
+
+    fn freeable_bytes_of(&self, node: NodeId) -> u64 {
+        match self.tree.get(node).map(|entry| &entry.held) {
             Some(Held::Ram(block)) if !block.is_shared() => block.charged_bytes(),
             _ => 0,
-        };
-        self.tree.nodes().map(bytes).sum()
+        }
+    }
+
+    /// Bytes that a block is charged at an attendable level; those of a hot one where a level has no codec.
+    #[must_use]
+    pub fn charged_bytes_at(&self, level: Level) -> u64 {
+        let hot_bytes = self.pool.charged_block_bytes();
+        let codec = self.options.quantized.at(level);
+        let bytes =
+            codec.and_then(|c| round_to_pages(c.max_encoded_bytes(self.pool.block_bytes())));
+        bytes.map_or(hot_bytes, |bytes| hot_bytes.min(bytes as u64))
     }
 
     /// The pool whose blocks are cached.

@@ -2,6 +2,7 @@ use super::*;
 use crate::budget::Budget;
 use crate::disk::fake::FakeStorage;
 use crate::disk::{DiskOptions, Storage};
+use crate::governor::Occasion;
 
 const BLOCK_TOKENS: usize = 4;
 const BLOCK_BYTES: usize = 32 << 10;

@@ -66,7 +66,7 @@ impl BlockCodec for Packed {
     }
 
     fn id(&self) -> u16 {
-        1
+        super::PACKED_ID
     }
 
     fn level(&self) -> Level {

@@ -12,6 +12,7 @@ fn block(id: u64) -> Candidate {
         tokens: 32,
         uses_per_s: 0.01,
         is_on_disk: false,
+        lowest: Level::Int8,
         is_in_use: false,
         may_drop: true,
     }
@@ -95,6 +96,23 @@ fn a_block_in_use_stays_attendable() {
 }
 
 #[test]
+fn an_exact_block_never_becomes_lossy() {
+    let exact = Candidate {
+        lowest: Level::Hot,
+        may_drop: false,
+        ..block(1)
+    };
+    let mut situation = situation(MIB, vec![exact]);
+    (situation.disk_room, situation.sinks) = (0, vec![int8()]);
+    assert_eq!(plan(&situation).steps, []);
+    situation.candidates[0].lowest = Level::Int8;
+    assert_eq!(
+        plan(&situation).steps[0].action,
+        Action::Demote(Level::Int8)
+    );
+}
+
+#[test]
 fn without_disk_or_leave_to_drop_it_packs() {
     let pinned = Candidate {
         may_drop: false,
@@ -138,9 +156,10 @@ fn the_log_keeps_the_latest() {
 }
 
 fn candidate() -> impl Strategy<Value = Candidate> {
-    (0..3usize, 1..MIB, 0.0..10.0f64, any::<[bool; 3]>()).prop_map(
+    (0..3usize, 1..MIB, 0.0..10.0f64, any::<[bool; 4]>()).prop_map(
         |(level, bytes, uses_per_s, flags)| Candidate {
             level: [Level::Hot, Level::Int8, Level::Packed][level],
+            lowest: if flags[3] { Level::Int8 } else { Level::Hot },
             bytes,
             uses_per_s,
             is_on_disk: flags[0],
@@ -176,7 +195,11 @@ proptest! {
             let c = &candidates[step.id as usize];
             prop_assert!(step.frees_bytes <= c.bytes && step.frees_bytes > 0 && step.cost_us >= 0.0);
             match step.action {
-                Action::Demote(to) => prop_assert!(to > c.level && (!c.is_in_use || to.is_attendable())),
+                Action::Demote(to) => {
+                    prop_assert!(to > c.level && (!c.is_in_use || to.is_attendable()));
+                    prop_assert!(!to.is_lossy() || to <= c.lowest);
+                    prop_assert!(to != Level::Packed || c.level == Level::Hot);
+                }
                 Action::Spill => { prop_assert!(!c.is_in_use && !c.is_on_disk); spilled += c.bytes; }
                 Action::DropCopied => prop_assert!(!c.is_in_use && c.is_on_disk),
                 Action::Drop => prop_assert!(!c.is_in_use && c.may_drop),

@@ -1,0 +1,242 @@
+//! The way up: finding a prefix, and bringing its blocks to a level that is attended to.
+
+use std::time::Instant;
+
+use super::{Held, KvCache};
+use crate::codec::{BlockCodec, PACKED_ID, PLAIN_ID, Packed, Plain};
+use crate::disk::Prefetch;
+use crate::governor::Occasion;
+use crate::hash::Namespace;
+use crate::level::Level;
+use crate::pool::Block;
+use crate::prefix::NodeId;
+use crate::table::BlockTable;
+
+impl KvCache {
+    /// Attaches the longest cached prefix of `tokens` to `table`, which is empty, and returns its length.
+    /// Packed blocks are unpacked, blocks on disk read. A model needs a token to run: leave the last out.
+    ///
+    /// # Panics
+    /// If the table is not empty.
+    pub fn attach(
+        &mut self,
+        namespace: &Namespace,
+        tokens: &[u32],
+        table: &mut BlockTable,
+        now_ms: u64,
+    ) -> usize {
+        assert!(
+            table.capacity_tokens() == 0,
+            "a prefix is attached to an empty table"
+        );
+        self.adopt(namespace, tokens, now_ms);
+        let found = self.tree.lookup(namespace, tokens);
+        self.stats.asked_tokens += tokens.len() as u64;
+        let block_tokens = self.pool.block_tokens();
+        let path: Vec<(NodeId, usize)> = found
+            .full
+            .iter()
+            .map(|&node| (node, block_tokens))
+            .chain(found.partial.map(|p| (p.node, p.tokens)))
+            .collect();
+        // Claims on what is in RAM, so that making room for the rest does not let go of it.
+        let claims: Vec<Option<Block>> = path.iter().map(|&(node, _)| self.claim(node)).collect();
+        self.make_room_for(&claims, now_ms);
+        let mut reads = self.read_ahead(&path);
+        for (&(node, tokens), claim) in path.iter().zip(claims) {
+            let Some(block) = self.bring_up(node, tokens, claim, &mut reads) else {
+                break;
+            };
+            table.attach(block, tokens);
+        }
+        drop(reads);
+        let turn = self.turn_after(found.full.last().copied());
+        self.touch(path.iter().map(|p| p.0), turn, now_ms);
+        table.len_tokens()
+    }
+
+    /// Enters blocks of `tokens` into the tree that the disk level has and the tree does not: after a
+    /// restart. A partial block is found if `tokens` end where it does.
+    pub fn adopt(&mut self, namespace: &Namespace, tokens: &[u32], now_ms: u64) {
+        let Some(disk) = &self.options.disk else {
+            return;
+        };
+        let known = self.tree.peek(namespace, tokens).full;
+        let mut hash = known
+            .last()
+            .and_then(|&n| self.tree.info(n))
+            .map_or(namespace.root(), |i| i.hash);
+        let mut end = known.len() * self.pool.block_tokens();
+        for chunk in tokens.chunks(self.pool.block_tokens()).skip(known.len()) {
+            hash = hash.child(chunk);
+            if disk.meta(&hash, &self.options.fingerprint).is_none() {
+                break;
+            }
+            end += chunk.len();
+        }
+        if end > known.len() * self.pool.block_tokens() {
+            self.enter(namespace, &tokens[..end], now_ms, |_| (Held::Disk, true));
+        }
+    }
+
+    pub(super) fn claim(&self, node: NodeId) -> Option<Block> {
+        match &self.tree.get(node)?.held {
+            Held::Ram(block) => Some(block.clone()),
+            Held::Disk | Held::Gone => None,
+        }
+    }
+
+    /// Frees room for the hot form of everything on a path that is not attendable, and for the reads in
+    /// flight.
+    fn make_room_for(&mut self, claims: &[Option<Block>], now_ms: u64) {
+        let is_attendable =
+            |c: &&Option<Block>| c.as_ref().is_some_and(|b| b.level().is_attendable());
+        let sunken = claims.len() - claims.iter().filter(is_attendable).count();
+        let reads = claims
+            .iter()
+            .filter(|c| c.is_none())
+            .count()
+            .min(self.options.reads_in_flight);
+        let needed = (sunken + reads) as u64 * self.pool.charged_block_bytes();
+        let missing = needed.saturating_sub(self.pool.budget().available());
+        if sunken > 0 && missing > 0 {
+            self.free(missing, Occasion::Admission, now_ms);
+        }
+    }
+
+    /// Starts to read what of the path is on disk.
+    fn read_ahead(&self, path: &[(NodeId, usize)]) -> Option<Prefetch> {
+        let disk = self.options.disk.as_ref()?;
+        let entry = |node: &NodeId| Some((self.tree.get(*node)?, self.tree.info(*node)?));
+        let keys: Vec<_> = path
+            .iter()
+            .filter_map(|(node, _)| entry(node))
+            .filter(|(entry, _)| matches!(entry.held, Held::Disk))
+            .map(|(_, info)| info.hash)
+            .collect();
+        if keys.is_empty() {
+            return None;
+        }
+        let fingerprint = self.options.fingerprint;
+        Prefetch::start(
+            disk,
+            self.pool.budget(),
+            fingerprint,
+            &keys,
+            self.options.reads_in_flight,
+        )
+        .ok()
+    }
+
+    /// A claim on the block of `node` in attendable form; `None` if it cannot be had.
+    fn bring_up(
+        &mut self,
+        node: NodeId,
+        tokens: usize,
+        claim: Option<Block>,
+        reads: &mut Option<Prefetch>,
+    ) -> Option<Block> {
+        let block = match (&self.tree.get(node)?.held, claim) {
+            (_, Some(block)) if block.level().is_attendable() => {
+                if block.level().is_lossy() {
+                    self.stats.lossy_hit_tokens += tokens as u64;
+                } else {
+                    self.stats.hot_hit_tokens += tokens as u64;
+                }
+                block
+            }
+            (_, Some(block)) => {
+                let block = self.unpack(node, &block)?;
+                self.stats.packed_hit_tokens += tokens as u64;
+                block
+            }
+            (Held::Disk, None) => {
+                let block = self.load(node, reads)?;
+                self.stats.disk_hit_tokens += tokens as u64;
+                block
+            }
+            _ => return self.fail(node),
+        };
+        if block.level().is_lossy() && tokens < self.pool.block_tokens() {
+            // The sequence goes on within it, and only hot blocks are written.
+            return self.hot_copy(&block);
+        }
+        Some(block)
+    }
+
+    fn unpack(&mut self, node: NodeId, packed: &Block) -> Option<Block> {
+        let start = Instant::now();
+        let mut block = self.pool.allocate().ok()?;
+        if Packed.decode(packed.bytes(), block.bytes_mut()?).is_err() {
+            return self.fail(node);
+        }
+        if self.measures {
+            let us = start.elapsed().as_secs_f64() * 1e6;
+            self.costs.unpack.observe(block.bytes().len() as u64, us);
+        }
+        Some(self.keep(node, block))
+    }
+
+    /// The next of `reads`, which is of `node`'s block, at the level that it was stored at.
+    fn load(&mut self, node: NodeId, reads: &mut Option<Prefetch>) -> Option<Block> {
+        let read = reads.as_mut().and_then(Iterator::next);
+        let Some((meta, bytes)) = read.and_then(|fetched| fetched.payload) else {
+            // For want of room, if the record is still there.
+            return if self.is_stored(node) {
+                None
+            } else {
+                self.fail(node)
+            };
+        };
+        let lowest = self.tree.get(node)?.quality.lowest(true);
+        let quantized = self.options.quantized.iter().find(|c| c.id() == meta.codec);
+        let level = quantized.map_or(Level::Hot, |codec| codec.level());
+        if level.is_lossy() && level > lowest {
+            return self.fail(node);
+        }
+        let stored_bytes = quantized.map_or(self.pool.block_bytes(), |codec| {
+            codec.max_encoded_bytes(self.pool.block_bytes())
+        });
+        let mut block = self.pool.allocate_at(level, stored_bytes).ok()?;
+        let out = block.bytes_mut()?;
+        let decoded = match meta.codec {
+            // A block of a lossy level is attended to as it was stored.
+            _ if level.is_lossy() => Plain.decode(&bytes, out),
+            PLAIN_ID => Plain.decode(&bytes, out),
+            PACKED_ID => Packed.decode(&bytes, out),
+            _ => return self.fail(node),
+        };
+        if decoded.is_err() {
+            return self.fail(node);
+        }
+        Some(self.keep(node, block))
+    }
+
+    /// The tree keeps the attendable form: it was wanted just now.
+    fn keep(&mut self, node: NodeId, block: Block) -> Block {
+        self.let_go(node, Held::Ram(block.clone()));
+        block
+    }
+
+    /// A hot block with what is left of the values of a lossy one.
+    fn hot_copy(&mut self, block: &Block) -> Option<Block> {
+        let codec = self.options.quantized.at(block.level())?;
+        let mut hot = self.pool.allocate().ok()?;
+        codec.decode(block.bytes(), hot.bytes_mut()?).ok()?;
+        Some(hot)
+    }
+
+    fn fail(&mut self, node: NodeId) -> Option<Block> {
+        self.stats.failed_blocks += 1;
+        let entry = self.tree.get_mut(node)?;
+        entry.held = Held::Gone;
+        entry.is_on_disk = false;
+        None
+    }
+
+    pub(super) fn is_stored(&self, node: NodeId) -> bool {
+        let (disk, info) = (self.options.disk.as_ref(), self.tree.info(node));
+        disk.zip(info)
+            .is_some_and(|(disk, info)| disk.meta(&info.hash, &self.options.fingerprint).is_some())
+    }
+}

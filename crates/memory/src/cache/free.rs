@@ -1,0 +1,324 @@
+//! The way down: what sinks, goes to disk or is let go of, and doing so.
+
+use std::collections::HashMap;
+
+use super::sink::Running;
+use super::{Held, KvCache};
+use crate::budget::Budget;
+use crate::governor::{Action, Candidate, Occasion, Sink, Situation, Step};
+use crate::level::Level;
+use crate::prefix::NodeId;
+use crate::region::round_to_pages;
+use crate::table::BlockTable;
+
+/// Nodes up to which all are weighed; of more, a sample of [`SAMPLE_NODES`].
+const WEIGHED_NODES: usize = 10_000;
+/// Nodes of a sample, in [`SAMPLE_STRETCHES`] stretches of places next to each other, where the blocks of one
+/// sequence mostly are, so that chains are weighed whole.
+const SAMPLE_NODES: usize = 4096;
+const SAMPLE_STRETCHES: usize = 16;
+/// Of more nodes than [`WEIGHED_NODES`] at least one in so many is freed at once: a weighing costs the same
+/// whether it frees one block or many.
+const FREED_SHARE: usize = 256;
+
+/// What attending to a token at a lossy level is priced at, as a share of computing it anew. A judgement: a
+/// running sequence's block sinks to int8 before so much is let go of that a hundred thousandth of its uses
+/// would have to be computed, and int4 loses ten times as much.
+const INT8_PRICE: f64 = 1e-5;
+const INT4_PRICE: f64 = 1e-4;
+/// Uses per second of a block that a running sequence attends to: it goes on for so many steps within the
+/// horizon.
+const RUNNING_USES_PER_S: f64 = 1.0;
+/// A block is cold when nothing has used it for so long.
+pub(super) const COLD_MS: u64 = 60_000;
+
+/// Which blocks a plan may move.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Those that no table uses, and running ones.
+    All,
+    /// Running ones only.
+    Running,
+}
+
+/// What is expected of a node, as far as it was weighed.
+#[derive(Clone, Copy, Default)]
+struct Worth {
+    uses_per_s: f64,
+    /// A pin is on it or below it.
+    is_pinned: bool,
+    /// Children weighed, that have nothing below them that was not.
+    whole_children: usize,
+    /// Everything below it was weighed.
+    is_whole: bool,
+}
+
+impl KvCache {
+    /// Frees about `bytes` of cached blocks that no table uses: packs, spills or drops what is worth
+    /// least. Returns the bytes really given back to the budget.
+    pub fn free(&mut self, bytes: u64, occasion: Occasion, now_ms: u64) -> u64 {
+        self.free_with(bytes, occasion, now_ms, &mut [])
+    }
+
+    /// Like [`free`](Self::free), and blocks of `running` tables sink too where their quality allows it.
+    pub fn free_with(
+        &mut self,
+        bytes: u64,
+        occasion: Occasion,
+        now_ms: u64,
+        running: &mut [&mut BlockTable],
+    ) -> u64 {
+        self.free_within(Scope::All, (bytes, occasion), now_ms, running)
+    }
+
+    pub(super) fn free_within(
+        &mut self,
+        scope: Scope,
+        (bytes, occasion): (u64, Occasion),
+        now_ms: u64,
+        running: &mut [&mut BlockTable],
+    ) -> u64 {
+        let budget = self.pool.budget().clone();
+        let before = budget.charged();
+        let freed = |budget: &Budget| before.saturating_sub(budget.charged());
+        let mut running = Running::new(running);
+        // What the first round could not carry out (a full disk, a block that does not pack) the second
+        // lets go of.
+        for may_sink in [true, false] {
+            for _ in 0..self.samples() {
+                let missing = bytes.saturating_sub(freed(&budget));
+                if missing == 0 {
+                    return freed(&budget);
+                }
+                let least = self.least_freed(scope);
+                let nodes = self.sample();
+                let situation = self.situation(
+                    (scope, missing.max(least)),
+                    may_sink,
+                    (&nodes, now_ms),
+                    &running,
+                );
+                if situation.candidates.is_empty() {
+                    continue;
+                }
+                let plan = self.log.plan(now_ms, occasion, &situation);
+                for step in &plan.steps {
+                    self.carry_out(step, &mut running);
+                }
+            }
+        }
+        freed(&budget)
+    }
+
+    /// Frees what is charged above the budget's limit. Returns the bytes that are still above it: held
+    /// by running sequences and others.
+    pub fn shrink(&mut self, now_ms: u64) -> u64 {
+        self.shrink_with(now_ms, &mut [])
+    }
+
+    /// Like [`shrink`](Self::shrink), and blocks of `running` tables sink too where their quality allows it.
+    pub fn shrink_with(&mut self, now_ms: u64, running: &mut [&mut BlockTable]) -> u64 {
+        let excess = self.pool.budget().excess();
+        if excess > 0 {
+            self.free_with(excess, Occasion::Shrink, now_ms, running);
+        }
+        self.pool.budget().excess()
+    }
+
+    /// Samples that see every node once.
+    fn samples(&self) -> usize {
+        if self.tree.len() <= WEIGHED_NODES {
+            1
+        } else {
+            self.tree.len_places().div_ceil(SAMPLE_NODES) + 1
+        }
+    }
+
+    fn least_freed(&self, scope: Scope) -> u64 {
+        if self.tree.len() <= WEIGHED_NODES || scope == Scope::Running {
+            return 0;
+        }
+        (self.tree.len() / FREED_SHARE) as u64 * self.pool.charged_block_bytes()
+    }
+
+    /// The nodes to weigh this time.
+    fn sample(&mut self) -> Vec<NodeId> {
+        if self.tree.len() <= WEIGHED_NODES {
+            return self.tree.nodes().collect();
+        }
+        let places = self.tree.len_places();
+        let (apart, stretch) = (places / SAMPLE_STRETCHES, SAMPLE_NODES / SAMPLE_STRETCHES);
+        let first = self.hand;
+        self.hand = (self.hand + stretch) % places;
+        (0..SAMPLE_STRETCHES)
+            .flat_map(|i| self.tree.nodes_from((first + i * apart) % places, stretch))
+            .collect()
+    }
+
+    fn situation(
+        &self,
+        (scope, bytes_to_free): (Scope, u64),
+        may_sink: bool,
+        (nodes, now_ms): (&[NodeId], u64),
+        running: &Running<'_, '_>,
+    ) -> Situation {
+        let spills = may_sink && self.options.disk.is_some();
+        let worth = self.worth(nodes, now_ms);
+        let candidates = nodes
+            .iter()
+            .filter_map(|&node| self.candidate(node, worth.get(&node)?, now_ms, running))
+            .filter(|candidate| scope == Scope::All || candidate.is_in_use);
+        Situation {
+            bytes_to_free,
+            candidates: candidates.collect(),
+            sinks: if may_sink { self.sinks() } else { Vec::new() },
+            disk_room: if spills { u64::MAX / 2 } else { 0 },
+            costs: self.costs,
+            horizon_s: self.options.horizon_s,
+        }
+    }
+
+    /// Levels in RAM that take fewer pages than a hot block.
+    fn sinks(&self) -> Vec<Sink> {
+        let hot_bytes = self.pool.charged_block_bytes();
+        let packed_bytes = (hot_bytes as f64 * self.packed_ratio) as usize;
+        let packed = self
+            .options
+            .may_pack
+            .then_some((Level::Packed, packed_bytes, 0.0));
+        let quantized = self.options.quantized.iter().map(|codec| {
+            let share = if codec.level() == Level::Int8 {
+                INT8_PRICE
+            } else {
+                INT4_PRICE
+            };
+            let price = share * self.costs.recompute.of(1);
+            let bytes = codec.max_encoded_bytes(self.pool.block_bytes());
+            (codec.level(), bytes, price)
+        });
+        let sink = |(level, bytes, quality_price_us)| {
+            let bytes = round_to_pages(bytes).filter(|&bytes| (bytes as u64) < hot_bytes)?;
+            let ratio = bytes as f64 / hot_bytes as f64;
+            Some(Sink {
+                level,
+                // Of packed blocks the mean is known, not every one's pages.
+                ratio: if level == Level::Packed {
+                    self.packed_ratio
+                } else {
+                    ratio
+                },
+                quality_price_us,
+            })
+        };
+        packed
+            .into_iter()
+            .chain(quantized)
+            .filter_map(sink)
+            .collect()
+    }
+
+    /// What is expected of each of `nodes`: at least as many uses as of its children among them.
+    fn worth(&self, nodes: &[NodeId], now_ms: u64) -> HashMap<NodeId, Worth> {
+        let mut deepest: Vec<(usize, NodeId)> = nodes
+            .iter()
+            .filter_map(|&node| Some((self.tree.info(node)?.depth_blocks, node)))
+            .collect();
+        deepest.sort_unstable_by(|a, b| b.cmp(a));
+        let mut all: HashMap<NodeId, Worth> = HashMap::with_capacity(nodes.len());
+        for (_, node) in deepest {
+            let Some(info) = self.tree.info(node) else {
+                continue;
+            };
+            let own = f64::from(self.policy.expected_uses(info.hash.short(), now_ms)) * 1000.0;
+            let worth = all.entry(node).or_default();
+            worth.uses_per_s = worth.uses_per_s.max(own);
+            worth.is_pinned |= info.pins > 0;
+            worth.is_whole = worth.whole_children == info.children;
+            let mine = *worth;
+            if let Some(parent) = info.parent {
+                let above = all.entry(parent).or_default();
+                // A little more, so that of equals the child goes first.
+                let at_least = mine.uses_per_s * 1.0001 + 1e-12;
+                above.uses_per_s = above.uses_per_s.max(at_least);
+                above.is_pinned |= mine.is_pinned;
+                above.whole_children += usize::from(mine.is_whole);
+            }
+        }
+        all
+    }
+
+    fn candidate(
+        &self,
+        node: NodeId,
+        worth: &Worth,
+        now_ms: u64,
+        running: &Running<'_, '_>,
+    ) -> Option<Candidate> {
+        let (entry, id) = (self.tree.get(node)?, *self.ids.get(&node)?);
+        let Held::Ram(block) = &entry.held else {
+            return None;
+        };
+        let is_in_use = block.is_shared();
+        // While a table holds the block, letting go of it here frees nothing; but it may sink in all
+        // tables at once, if all of them are known.
+        if is_in_use && !running.may_sink(block) {
+            return None;
+        }
+        let info = self.tree.info(node)?;
+        let is_first_or_partial = info.depth_blocks == 0 || info.tokens < self.pool.block_tokens();
+        let is_cold = !is_in_use && now_ms.saturating_sub(entry.last_use_ms) >= COLD_MS;
+        Some(Candidate {
+            id,
+            level: block.level(),
+            bytes: block.charged_bytes(),
+            hot_bytes: self.pool.charged_block_bytes(),
+            tokens: info.tokens as u64,
+            uses_per_s: if is_in_use {
+                worth.uses_per_s.max(RUNNING_USES_PER_S)
+            } else {
+                worth.uses_per_s
+            },
+            is_on_disk: entry.is_on_disk,
+            lowest: if is_first_or_partial {
+                Level::Hot
+            } else {
+                entry.quality.lowest(is_cold)
+            },
+            is_in_use,
+            // Letting go of an inner block loses what is below it: only where that goes first.
+            may_drop: worth.is_whole && !worth.is_pinned,
+        })
+    }
+
+    fn carry_out(&mut self, step: &Step, running: &mut Running<'_, '_>) {
+        let Some(&node) = self.nodes.get(&step.id) else {
+            return;
+        };
+        match step.action {
+            Action::Demote(level) => {
+                self.demote(node, level, running);
+            }
+            Action::Spill => {
+                if self.spill(node) {
+                    self.stats.spilled_blocks += 1;
+                    self.let_go(node, Held::Disk);
+                }
+            }
+            Action::DropCopied => self.let_go(node, Held::Disk),
+            Action::Drop => {
+                self.stats.dropped_blocks += 1;
+                if self.tree.evict(node).is_some() {
+                    self.forget(node, true);
+                } else {
+                    self.let_go(node, Held::Gone);
+                }
+            }
+        }
+    }
+
+    pub(super) fn let_go(&mut self, node: NodeId, held: Held) {
+        if let Some(entry) = self.tree.get_mut(node) {
+            entry.held = held;
+        }
+    }
+}

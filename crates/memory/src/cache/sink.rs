@@ -1,0 +1,220 @@
+//! Blocks that change their level in RAM, also while sequences attend to them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::Instant;
+
+use super::free::Scope;
+use super::{Held, KvCache};
+use crate::codec::{BlockCodec, Packed};
+use crate::governor::Occasion;
+use crate::hash::Namespace;
+use crate::level::Level;
+use crate::pool::Block;
+use crate::prefix::NodeId;
+use crate::table::BlockTable;
+
+/// The tables of running sequences, and where each block stands in them.
+pub(super) struct Running<'r, 't> {
+    tables: &'r mut [&'t mut BlockTable],
+    places: HashMap<usize, Places>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Places {
+    /// Tables and places in them.
+    at: Vec<(usize, usize)>,
+    /// One of the tables needs the block hot: it is its first, or among its newest.
+    stays_hot: bool,
+}
+
+impl<'r, 't> Running<'r, 't> {
+    pub(super) fn new(tables: &'r mut [&'t mut BlockTable]) -> Self {
+        let mut places: HashMap<usize, Places> = HashMap::new();
+        for (number, table) in tables.iter().enumerate() {
+            let sinkable = table.sinkable_blocks();
+            for (index, block) in table.blocks().iter().enumerate() {
+                let here = places.entry(block.key()).or_default();
+                here.at.push((number, index));
+                here.stays_hot |= !sinkable.contains(&index);
+            }
+        }
+        Self { tables, places }
+    }
+
+    /// One block of one table, to sink whatever its place.
+    fn of_one(tables: &'r mut [&'t mut BlockTable], index: usize) -> Self {
+        let places = Places {
+            at: vec![(0, index)],
+            stays_hot: false,
+        };
+        let places = HashMap::from([(tables[0].blocks()[index].key(), places)]);
+        Self { tables, places }
+    }
+
+    /// Whether the tree and these tables are all that claim the block, and none needs it hot.
+    pub(super) fn may_sink(&self, block: &Block) -> bool {
+        self.places
+            .get(&block.key())
+            .is_some_and(|places| !places.stays_hot && block.claims() == places.at.len() + 1)
+    }
+
+    fn count(&self, block: &Block) -> usize {
+        self.places.get(&block.key()).map_or(0, |p| p.at.len())
+    }
+
+    /// Lets go of the tables' claims on a block, until [`fill`](Self::fill) puts another in its place; the
+    /// first block of each table stands there meanwhile.
+    fn take(&mut self, block: &Block) -> Places {
+        let places = self.places.remove(&block.key()).unwrap_or_default();
+        for &(table, index) in &places.at {
+            let first = self.tables[table].share_block(0);
+            drop(self.tables[table].swap_block(index, first));
+        }
+        places
+    }
+
+    fn fill(&mut self, places: Places, block: &Block) {
+        for &(table, index) in &places.at {
+            drop(self.tables[table].swap_block(index, block.clone()));
+        }
+        self.places.insert(block.key(), places);
+    }
+}
+
+impl KvCache {
+    /// Frees about `bytes` of what `running` tables hold by letting old blocks sink, where their quality
+    /// allows it; cached blocks that no table uses stay. Returns the bytes given back to the budget.
+    pub fn sink_running(
+        &mut self,
+        bytes: u64,
+        now_ms: u64,
+        running: &mut [&mut BlockTable],
+    ) -> u64 {
+        let wanted = (bytes, Occasion::Admission);
+        self.free_within(Scope::Running, wanted, now_ms, running)
+    }
+
+    /// Lets `blocks` of `table`, which holds `tokens` in order and whose full blocks were inserted, sink to
+    /// `level`, or as far as the namespace's quality allows. A form that is cached already is taken over.
+    /// A block for which there is no room, or no codec, stays as it is.
+    ///
+    /// # Panics
+    /// If one of them is not a full block of the table.
+    pub fn sink(
+        &mut self,
+        namespace: &Namespace,
+        tokens: &[u32],
+        table: &mut BlockTable,
+        blocks: Range<usize>,
+        level: Level,
+    ) {
+        assert!(
+            blocks.end <= table.len_full_blocks(),
+            "only full blocks sink"
+        );
+        let level = level.min(namespace.quality().lowest(true));
+        let end = (blocks.end * self.pool.block_tokens()).min(tokens.len());
+        if !level.is_lossy() {
+            return;
+        }
+        let path = self.tree.peek(namespace, &tokens[..end]).full;
+        for index in blocks {
+            let Some(&node) = path.get(index) else {
+                return;
+            };
+            match self.claim(node) {
+                Some(cached) if cached.level().is_attendable() => {
+                    if !cached.is_same(&table.blocks()[index]) {
+                        drop(table.swap_block(index, cached));
+                    }
+                }
+                _ => self.let_go(node, Held::Ram(table.share_block(index))),
+            }
+            if table.blocks()[index].level() < level {
+                let mut tables = [&mut *table];
+                self.demote(node, level, &mut Running::of_one(&mut tables, index));
+            }
+        }
+    }
+
+    /// Re-encodes the block of `node` at `level`, in the tree and in the `running` tables. Whether it did.
+    pub(super) fn demote(
+        &mut self,
+        node: NodeId,
+        level: Level,
+        running: &mut Running<'_, '_>,
+    ) -> bool {
+        let Some(block) = self.claim(node) else {
+            return false;
+        };
+        let start = Instant::now();
+        let encoded = match level {
+            Level::Packed if block.level() == Level::Hot && block.claims() == 2 => {
+                Packed.encode(block.bytes(), &mut self.scratch)
+            }
+            _ => match self.options.quantized.at(level) {
+                Some(codec) if block.level() < level => {
+                    codec.encode_from(block.level(), block.bytes(), &mut self.scratch)
+                }
+                _ => return false,
+            },
+        };
+        let Ok(bytes) = encoded else {
+            return false;
+        };
+        let us = start.elapsed().as_secs_f64() * 1e6;
+        // The tree's claim, this one, and those of the tables.
+        let sunk = if block.claims() == 2 + running.count(&block) {
+            let places = running.take(&block);
+            self.let_go(node, Held::Gone);
+            let sunk = self.pool.replace(block, level, &self.scratch[..bytes]);
+            let is_sunk = sunk.is_ok();
+            let block = sunk.unwrap_or_else(|block| block);
+            running.fill(places, &block);
+            self.let_go(node, Held::Ram(block.clone()));
+            is_sunk.then_some(block)
+        } else {
+            self.sink_copy(node, level, (bytes, &block), running)
+        };
+        let Some(sunk) = sunk else {
+            return false;
+        };
+        self.count_sunk(level, &sunk, us);
+        true
+    }
+
+    /// Somebody else attends to the block as it is: both forms are held until he lets go.
+    fn sink_copy(
+        &mut self,
+        node: NodeId,
+        level: Level,
+        (bytes, block): (usize, &Block),
+        running: &mut Running<'_, '_>,
+    ) -> Option<Block> {
+        let mut sunk = self.pool.allocate_at(level, bytes).ok()?;
+        sunk.bytes_mut()?.copy_from_slice(&self.scratch[..bytes]);
+        let places = running.take(block);
+        running.fill(places, &sunk);
+        self.let_go(node, Held::Ram(sunk.clone()));
+        Some(sunk)
+    }
+
+    fn count_sunk(&mut self, level: Level, sunk: &Block, us: f64) {
+        match level {
+            Level::Int8 => self.stats.int8_blocks += 1,
+            Level::Int4 => self.stats.int4_blocks += 1,
+            _ => self.stats.packed_blocks += 1,
+        }
+        let hot_bytes = self.pool.block_bytes() as u64;
+        if level == Level::Packed {
+            let ratio = sunk.charged_bytes() as f64 / self.pool.charged_block_bytes() as f64;
+            self.packed_ratio += 0.1 * (ratio - self.packed_ratio);
+        }
+        match level {
+            _ if !self.measures => {}
+            Level::Packed => self.costs.pack.observe(hot_bytes, us),
+            _ => self.costs.quantize.observe(hot_bytes, us),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The way to disk.
+
+use std::time::Instant;
+
+use super::{Held, KvCache};
+use crate::codec::{BlockCodec, PACKED_ID, PLAIN_ID, Packed};
+use crate::disk::Meta;
+use crate::disk::format::Kind;
+use crate::hash::Namespace;
+use crate::level::Level;
+use crate::prefix::NodeId;
+
+impl KvCache {
+    /// Writes every block of `tokens` to disk that is not there. Returns how many tokens are now: fewer
+    /// than all where a block is not cached or could not be written. Not acknowledged before the disk
+    /// level's `sync`.
+    pub fn store(&mut self, namespace: &Namespace, tokens: &[u32]) -> usize {
+        let found = self.tree.peek(namespace, tokens);
+        let mut stored = 0;
+        for &node in found
+            .full
+            .iter()
+            .chain(found.partial.as_ref().map(|p| &p.node))
+        {
+            // A longer block under another name does not count as this one.
+            let Some(len) = self.tree.tokens(node).map(<[u32]>::len) else {
+                break;
+            };
+            let fits = tokens.get(stored..stored + len) == self.tree.tokens(node);
+            if !fits || !self.spill(node) || !self.is_stored(node) {
+                break;
+            }
+            stored += len;
+        }
+        stored
+    }
+
+    /// Writes the block of `node` to disk, packed if that is smaller, or as it is if its level is lossy. Whether a record is there now.
+    pub(super) fn spill(&mut self, node: NodeId) -> bool {
+        let (Some(disk), Some(info)) = (&self.options.disk, self.tree.info(node)) else {
+            return false;
+        };
+        let Some(entry) = self.tree.get_mut(node) else {
+            return false;
+        };
+        let Held::Ram(block) = &entry.held else {
+            return entry.is_on_disk;
+        };
+        if entry.is_on_disk && disk.meta(&info.hash, &self.options.fingerprint).is_some() {
+            return true;
+        }
+        let encoded = match block.level() {
+            Level::Hot => Packed.encode(block.bytes(), &mut self.scratch).ok(),
+            _ => None,
+        };
+        let (codec, payload) = match (block.level(), encoded) {
+            (Level::Hot, Some(bytes)) if bytes < block.bytes().len() => {
+                (PACKED_ID, &self.scratch[..bytes])
+            }
+            (Level::Hot, _) => (PLAIN_ID, block.bytes()),
+            (Level::Packed, _) => (PACKED_ID, block.bytes()),
+            (level, _) => match self.options.quantized.at(level) {
+                Some(codec) => (codec.id(), block.bytes()),
+                None => return false,
+            },
+        };
+        let meta = Meta {
+            codec,
+            payload_bytes: payload.len() as u64,
+            hot_bytes: self.pool.block_bytes() as u64,
+            tokens: info.tokens as u32,
+            fingerprint: self.options.fingerprint,
+        };
+        let start = Instant::now();
+        let written = disk.put(Kind::Block, info.hash, &meta, payload).is_ok();
+        if written && self.measures {
+            self.costs
+                .disk_write
+                .observe(payload.len() as u64, start.elapsed().as_secs_f64() * 1e6);
+        }
+        entry.is_on_disk = written;
+        written
+    }
+}
