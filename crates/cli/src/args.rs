@@ -40,6 +40,9 @@ pub enum Command {
     /// Measure speed and memory.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Look at the memory of a running server, and change its budget.
+    #[command(subcommand)]
+    Memory(MemoryCommand),
     /// Measure how good a model is at remembering and at guessing.
     #[command(subcommand)]
     Eval(EvalCommand),
@@ -296,11 +299,63 @@ pub struct EvalPerplexityArgs {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum MemoryCommand {
+    /// Show what the memory holds, and the latest decisions with their reasons.
+    Show(MemoryShowArgs),
+    /// Change the budget while the server runs; nothing that runs fails.
+    Set(MemorySetArgs),
+}
+
+/// Which server.
+#[derive(Debug, Args)]
+pub struct ServerArgs {
+    /// Address of the server.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// The server's --admin-key, if it has one.
+    #[arg(long, value_name = "KEY")]
+    pub admin_key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct MemoryShowArgs {
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Show it again every so many seconds, until Ctrl-C.
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+        value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub watch: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct MemorySetArgs {
+    /// The new budget, such as 512MiB or 4GiB.
+    #[arg(value_name = "SIZE", value_parser = bytes::parse)]
+    pub budget: u64,
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Print what the memory holds then, as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Prefill and decode speed of a model, with memory.
     Model(BenchModelArgs),
     /// Each kernel against what the machine allows.
     Kernels(BenchKernelsArgs),
+    /// Replay request traces against every replacement policy, at several sizes of RAM and disk.
+    ///
+    /// Traces are JSON lines in the form of Mooncake's, or CSV in the form of Azure's.
+    Trace(BenchTraceArgs),
+    /// Time to the first token of a conversation on disk, and after a restart, beside computing it anew.
+    Restore(BenchRestoreArgs),
+    /// What the disk level writes and reads a second, beside dd with direct I/O on the same file system.
+    Disk(BenchDiskArgs),
 }
 
 #[derive(Debug, Args)]
@@ -357,6 +412,85 @@ pub struct BenchKernelsArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchTraceArgs {
+    /// A trace. May be repeated.
+    #[arg(long, value_name = "FILE", required = true)]
+    pub trace: Vec<PathBuf>,
+    /// RAM, or RAM+disk, in bytes or in per cent of the trace's distinct blocks.
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = crate::bench::parse_room,
+        default_value = "1%,2%,5%,10%,20%,40%,2%+10%,5%+20%")]
+    pub sizes: Vec<crate::bench::Room>,
+    /// Only these policies besides Belady's bound: cost, s3-fifo, sieve, lru, fifo; hindsight and whether know part of
+    /// the future.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = crate::bench::parse_policy)]
+    pub policy: Vec<String>,
+    /// Bytes of keys and values that a token takes.
+    #[arg(long, value_name = "BYTES", default_value_t = 32_768, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub bytes_per_token: u64,
+    /// Only the first requests of each trace.
+    #[arg(long, value_name = "N")]
+    pub requests: Option<usize>,
+    /// Guess which requests continue which in traces that do not say; without it such prompts share nothing.
+    #[arg(long)]
+    pub link_turns: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchRestoreArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Tokens of the conversation.
+    #[arg(long, value_name = "TOKENS", default_value_t = 4000)]
+    pub tokens: usize,
+    /// An empty folder for its blocks; one of its own, removed at the end, if left out.
+    #[arg(long, value_name = "PATH")]
+    pub disk: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// The process after the restart.
+    #[arg(long, hide = true, requires = "disk")]
+    pub resume: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchDiskArgs {
+    /// A folder on the file system to measure.
+    #[arg(long, value_name = "PATH", default_value = ".")]
+    pub disk: PathBuf,
+    /// Bytes to write and read.
+    #[arg(long, value_name = "SIZE", value_parser = bytes::parse, default_value = "1GiB")]
+    pub bytes: u64,
+    /// Bytes of a block.
+    #[arg(long, value_name = "SIZE", value_parser = bytes::parse, default_value = "1MiB")]
+    pub block_bytes: u64,
+    /// Reads in flight.
+    #[arg(
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "1,2,4,8"
+    )]
+    pub in_flight: Vec<usize>,
+    /// Measurements of each case; the best is printed.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub repeat: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl BenchTraceArgs {
+    /// Whether a policy takes part.
+    pub fn takes(&self, policy: &str) -> bool {
+        self.policy.is_empty() || policy == "belady" || self.policy.iter().any(|p| p == policy)
+    }
 }
 
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {

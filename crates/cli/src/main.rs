@@ -8,10 +8,12 @@ mod chat;
 mod eval;
 mod failure;
 mod generate;
+mod http;
 mod inspect;
 mod interrupt;
 mod keep;
 mod loading;
+mod memory;
 mod report;
 mod run;
 mod sampling;
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Eval(command) => eval::run(command),
         Command::Bench(command) => bench::run(command),
+        Command::Memory(command) => memory::run(command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

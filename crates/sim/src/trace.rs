@@ -1,13 +1,15 @@
-//! Request traces in the form of Mooncake (Qin et al., "Mooncake: Trading More Storage for Less
-//! Computation", FAST 2025): JSON lines with `timestamp` (milliseconds), `input_length` and
-//! `output_length` (tokens) and `hash_ids`, one per started block of 512 tokens of input. Equal ids mean
-//! equal tokens in the block *and before it*.
+//! Request traces, as JSON lines in the form of Mooncake (Qin et al., "Mooncake: Trading More Storage for
+//! Less Computation", FAST 2025): `timestamp` (milliseconds), `input_length` and `output_length` (tokens)
+//! and `hash_ids`, one per started block of 512 tokens of input. Equal ids mean equal tokens in the block
+//! *and before it*. Or as CSV in the form of [`azure`], known by its header.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use serde::Deserialize;
+
+pub mod azure;
 
 /// Tokens of one block of the trace.
 pub const TRACE_BLOCK_TOKENS: u64 = 512;
@@ -54,33 +56,47 @@ pub enum TraceError {
     },
 }
 
-/// Reads the trace in `path`, in order of time.
+/// Reads the trace in `path`, in order of time. `link_turns` guesses which requests continue which where
+/// the trace does not say: see [`azure`].
 ///
 /// # Errors
 /// [`TraceError`] naming the file and the line.
-pub fn read(path: &Path) -> Result<Vec<Request>, TraceError> {
+pub fn read(path: &Path, link_turns: bool) -> Result<Vec<Request>, TraceError> {
     let name = path.display().to_string();
     let io = |source| TraceError::Io {
         path: name.clone(),
         source,
     };
     let mut requests = Vec::new();
+    let mut columns = None;
     for (index, line) in BufReader::new(File::open(path).map_err(io)?)
         .lines()
         .enumerate()
     {
         let line = line.map_err(io)?;
+        if index == 0 {
+            columns = azure::Columns::of(&line);
+            if columns.is_some() {
+                continue;
+            }
+        }
         if line.trim().is_empty() {
             continue;
         }
-        let request = parse(&line).map_err(|reason| TraceError::Line {
+        let request = match columns {
+            Some(columns) => columns.parse(&line),
+            None => parse(&line),
+        };
+        requests.push(request.map_err(|reason| TraceError::Line {
             path: name.clone(),
             line: index + 1,
             reason,
-        })?;
-        requests.push(request);
+        })?);
     }
     requests.sort_by_key(|r| r.at_ms);
+    if columns.is_some() {
+        azure::name_blocks(&mut requests, link_turns);
+    }
     Ok(requests)
 }
 

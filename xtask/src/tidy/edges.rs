@@ -11,7 +11,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("engine", &["kernels", "memory", "model"]),
     ("server", &["engine", "memory", "model"]),
     ("sim", &["engine", "memory", "model"]),
-    ("cli", &["server", "engine", "model", "memory", "kernels"]),
+    (
+        "cli",
+        &["server", "sim", "engine", "model", "memory", "kernels"],
+    ),
 ];
 
 pub fn check(files: &[File]) -> Vec<Problem> {

@@ -315,73 +315,121 @@ proptest! {
         ops in prop::collection::vec(op(), 1..80),
         limit in prop_oneof![Just(1u64 << 20), Just(16u64 << 10)],
     ) {
-        let options = DiskOptions { limit_bytes: limit, segment_bytes: 6 << 10 };
-        let mut storage = Arc::new(FakeStorage::default());
-        let mut store = open(&storage, options);
-        // Per key: every version since the last acknowledged state, oldest first; `None` is absence.
-        let mut versions: HashMap<u64, Vec<Option<u8>>> = HashMap::new();
-        let mut may_miss = limit < 1 << 20;
+        let mut pair = Pair::new(limit);
         for (step, op) in ops.into_iter().enumerate() {
-            let mark = step as u8;
-            match op {
-                Op::Put(n, bytes) => match put(&store, n, &vec![mark; bytes]) {
-                    Ok(()) => versions.entry(n).or_insert_with(|| vec![None]).push(Some(mark)),
-                    Err(_) => may_miss = true,
-                },
-                Op::Remove(n) => {
-                    let _ = store.remove(&key(n)).map_err(|_| may_miss = true);
-                    versions.entry(n).or_insert_with(|| vec![None]).push(None);
-                }
-                Op::Sync => if store.sync().is_ok() {
-                    for all in versions.values_mut() {
-                        all.drain(..all.len() - 1);
-                    }
-                } else {
-                    may_miss = true;
-                },
-                Op::Reopen => {
-                    storage = Arc::new(storage.after_kill());
-                    store = open(&storage, options);
-                }
-                Op::PowerCut(seed) => {
-                    let mut state = seed | 1;
-                    storage = Arc::new(storage.after_power_cut(|below| {
-                        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
-                        (state >> 33) % below
-                    }));
-                    store = open(&storage, options);
-                    // Any version since the acknowledged one may have survived; from now on it counts.
-                    for (n, all) in &mut versions {
-                        let found = get(&store, *n).and_then(|p| p.first().copied());
-                        prop_assert!(may_miss || all.contains(&found), "key {n}: {found:?} is none of {all:?}");
-                        *all = vec![found];
-                    }
-                }
-                Op::Flip(seed) => {
-                    may_miss = true;
-                    let files = storage.files();
-                    if let Some((name, bytes)) = files.get(seed as usize % files.len().max(1)).filter(|f| !f.1.is_empty()) {
-                        storage.flip_bit(name, seed / 7 % (bytes.len() as u64 * 8));
-                    }
-                }
-                Op::FailSync => storage.fail_syncs(1),
-                Op::Room(bytes) => storage.set_room(if bytes < 2000 { Some(bytes) } else { None }),
-                Op::Read(n) => {
-                    let found = get(&store, n);
-                    let all = versions.get(&n).cloned().unwrap_or_else(|| vec![None]);
-                    match found {
-                        Some(payload) => {
-                            prop_assert!(payload.windows(2).all(|w| w[0] == w[1]), "mixed payload");
-                            if let Some(&mark) = payload.first() {
-                                prop_assert!(all.contains(&Some(mark)) || may_miss, "{mark} is none of {all:?}");
-                            }
-                        }
-                        None => prop_assert!(may_miss || all.contains(&None), "{n} is gone"),
-                    }
+            pair.run(op, step as u8)?;
+            pair.store.check_conservation().map_err(TestCaseError::fail)?;
+        }
+    }
+}
+
+/// A store and the naive map that it is compared with.
+struct Pair {
+    options: DiskOptions,
+    storage: Arc<FakeStorage>,
+    store: DiskStore,
+    /// Per key: every version since the last acknowledged state, oldest first; `None` is absence.
+    versions: HashMap<u64, Vec<Option<u8>>>,
+    /// A fault, or too small a limit, may have cost records.
+    may_miss: bool,
+}
+
+impl Pair {
+    fn new(limit_bytes: u64) -> Self {
+        let options = DiskOptions {
+            limit_bytes,
+            segment_bytes: 6 << 10,
+        };
+        let storage = Arc::new(FakeStorage::default());
+        Self {
+            options,
+            store: open(&storage, options),
+            storage,
+            versions: HashMap::new(),
+            may_miss: limit_bytes < 1 << 20,
+        }
+    }
+
+    fn versions_of(&mut self, n: u64) -> &mut Vec<Option<u8>> {
+        self.versions.entry(n).or_insert_with(|| vec![None])
+    }
+
+    fn run(&mut self, op: Op, mark: u8) -> Result<(), TestCaseError> {
+        match op {
+            Op::Put(n, bytes) => match put(&self.store, n, &vec![mark; bytes]) {
+                Ok(()) => self.versions_of(n).push(Some(mark)),
+                Err(_) => self.may_miss = true,
+            },
+            Op::Remove(n) => {
+                self.may_miss |= self.store.remove(&key(n)).is_err();
+                self.versions_of(n).push(None);
+            }
+            Op::Sync if self.store.sync().is_ok() => {
+                for all in self.versions.values_mut() {
+                    all.drain(..all.len() - 1);
                 }
             }
-            store.check_conservation().unwrap();
+            Op::Sync => self.may_miss = true,
+            Op::Reopen => self.start_from(self.storage.after_kill()),
+            Op::PowerCut(seed) => return self.cut_power(seed),
+            Op::Flip(seed) => self.flip(seed),
+            Op::FailSync => self.storage.fail_syncs(1),
+            Op::Room(bytes) => self.storage.set_room((bytes < 2000).then_some(bytes)),
+            Op::Read(n) => return self.check_read(n),
         }
+        Ok(())
+    }
+
+    fn start_from(&mut self, storage: FakeStorage) {
+        self.storage = Arc::new(storage);
+        self.store = open(&self.storage, self.options);
+    }
+
+    fn flip(&mut self, seed: u64) {
+        self.may_miss = true;
+        let files = self.storage.files();
+        let file = files.get(seed as usize % files.len().max(1));
+        if let Some((name, bytes)) = file.filter(|f| !f.1.is_empty()) {
+            self.storage
+                .flip_bit(name, seed / 7 % (bytes.len() as u64 * 8));
+        }
+    }
+
+    /// Any version since the acknowledged one may have survived; from now on it counts.
+    fn cut_power(&mut self, seed: u64) -> Result<(), TestCaseError> {
+        let mut state = seed | 1;
+        self.start_from(self.storage.after_power_cut(|below| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(99);
+            (state >> 33) % below
+        }));
+        for (n, all) in &mut self.versions {
+            let found = get(&self.store, *n).and_then(|p| p.first().copied());
+            prop_assert!(
+                self.may_miss || all.contains(&found),
+                "key {n}: {found:?} is none of {all:?}"
+            );
+            *all = vec![found];
+        }
+        Ok(())
+    }
+
+    fn check_read(&mut self, n: u64) -> Result<(), TestCaseError> {
+        let found = get(&self.store, n);
+        let may_miss = self.may_miss;
+        let all = self.versions_of(n);
+        match found {
+            Some(payload) => {
+                prop_assert!(payload.windows(2).all(|w| w[0] == w[1]), "mixed payload");
+                if let Some(&mark) = payload.first() {
+                    let is_known = all.contains(&Some(mark)) || may_miss;
+                    prop_assert!(is_known, "{mark} is none of {all:?}");
+                }
+            }
+            None => prop_assert!(may_miss || all.contains(&None), "{n} is gone"),
+        }
+        Ok(())
     }
 }
 

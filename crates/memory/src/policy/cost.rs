@@ -63,6 +63,8 @@ pub struct CostModel {
     gone: HashMap<Id, Entry>,
     gone_order: Queue,
     events: u32,
+    /// Learns no more.
+    is_fixed: bool,
 }
 
 impl Default for CostModel {
@@ -81,6 +83,7 @@ impl Default for CostModel {
             gone: HashMap::new(),
             gone_order: Queue::default(),
             events: 0,
+            is_fixed: false,
         }
     }
 }
@@ -138,7 +141,9 @@ impl CostModel {
     /// Renews the table of densities when enough has happened since the last time.
     fn renew_if_due(&mut self, now: u64) {
         let known = self.entries.len() + self.gone.len();
-        if self.events < RENEWAL_EVENTS.max(u32::try_from(known / 8).unwrap_or(u32::MAX)) {
+        if self.is_fixed
+            || self.events < RENEWAL_EVENTS.max(u32::try_from(known / 8).unwrap_or(u32::MAX))
+        {
             return;
         }
         self.events = 0;
@@ -191,6 +196,19 @@ impl CostModel {
             let age = age_class(now.saturating_sub(entry.last_use));
             self.counts[entry.class].density[age]
         })
+    }
+
+    /// A model that holds no block, knows what this one has learned by `now`, and learns no more: what an
+    /// online policy with these classes could know at best, for trace replays.
+    #[must_use]
+    pub fn into_hindsight(mut self, now: u64) -> Self {
+        self.events = u32::MAX;
+        self.renew_if_due(now);
+        Self {
+            counts: self.counts,
+            is_fixed: true,
+            ..Self::default()
+        }
     }
 
     /// Forgets the oldest evicted blocks: they did not come back.

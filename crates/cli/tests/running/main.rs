@@ -1,0 +1,4 @@
+//! Running servers and conversations, as their operators see them.
+
+mod memory;
+mod server;
