@@ -1,7 +1,7 @@
 //! Memory core of Neap: one live budget, and everything that is held under it.
 //!
 //! The way of a block: [`budget`] → arena → [`pool`] → [`table`] → [`prefix`] → [`policy`] → [`governor`] →
-//! [`codec`] → [`disk`]. [`cache`] puts these together; [`session`] keeps conversations on purpose;
+//! [`codec`] → [`disk`] → [`remote`]. [`cache`] puts these together; [`session`] keeps conversations on purpose;
 //! [`pressure`] tells the budget what the outside world leaves. Nothing here knows models, HTTP, or what a
 //! token means.
 //!
@@ -68,6 +68,7 @@ pub mod pool;
 pub mod prefix;
 pub mod pressure;
 pub mod region;
+pub mod remote;
 pub mod session;
 pub mod table;
 

@@ -363,6 +363,22 @@ impl DiskStore {
     /// is of another fingerprint or length, or it was damaged (and is forgotten).
     #[must_use]
     pub fn read(&self, key: &BlockHash, fingerprint: &Fingerprint, out: &mut [u8]) -> bool {
+        self.read_as(key, fingerprint, out, true)
+    }
+
+    /// Like [`read`](Self::read), but no use of the record: it does not keep it from being evicted.
+    #[must_use]
+    pub fn copy(&self, key: &BlockHash, fingerprint: &Fingerprint, out: &mut [u8]) -> bool {
+        self.read_as(key, fingerprint, out, false)
+    }
+
+    fn read_as(
+        &self,
+        key: &BlockHash,
+        fingerprint: &Fingerprint,
+        out: &mut [u8],
+        is_use: bool,
+    ) -> bool {
         let location = match self.lock().index.get(key) {
             Some(location) => *location,
             None => return false,
@@ -380,7 +396,7 @@ impl DiskStore {
         if good {
             inner.stats.read_bytes += out.len() as u64;
             if let Some(held) = inner.index.get_mut(key).filter(same) {
-                held.was_read = true;
+                held.was_read |= is_use;
             }
         } else if inner.index.get_mut(key).filter(same).is_some() {
             inner.stats.damaged += 1;

@@ -1,0 +1,481 @@
+//! The level: reads with a deadline, writes behind the caller's back, and counts.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::breaker::Breaker;
+use super::format::{HEAD_BYTES, mac_key, object_name, open, seal};
+use super::{RemoteError, RemoteStore};
+use crate::budget::{Budget, ChargeKind};
+use crate::buffer::Buffer;
+use crate::disk::{DiskStore, Meta};
+use crate::hash::{BlockHash, Fingerprint};
+
+/// How a level works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteOptions {
+    /// Shared by the processes that share blocks, and known to nobody else: not to the store either.
+    pub secret: [u8; 32],
+    /// Reads in flight (at most 16). With none, reads and writes are done on the caller's thread, one after
+    /// the other: for simulations, whose every run must follow from its seed.
+    pub readers: usize,
+    /// Blocks that wait to be written at most; more are not written.
+    pub waiting_blocks: usize,
+}
+
+impl RemoteOptions {
+    /// Four reads in flight; 4,096 blocks may wait.
+    #[must_use]
+    pub fn new(secret: [u8; 32]) -> Self {
+        Self {
+            secret,
+            readers: 4,
+            waiting_blocks: 4096,
+        }
+    }
+}
+
+/// Counters of a level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RemoteStats {
+    /// Blocks that came back whole.
+    pub hits: u64,
+    /// Blocks that were not there.
+    pub misses: u64,
+    /// Objects that were not what was written under their name.
+    pub damaged: u64,
+    /// Calls that failed.
+    pub failed: u64,
+    /// Calls that took too long.
+    pub timed_out: u64,
+    /// Reads and writes that were not tried, so shortly after failures.
+    pub skipped: u64,
+    /// Payload bytes that came back whole.
+    pub read_bytes: u64,
+    /// Blocks written.
+    pub written_blocks: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Blocks that another process, or this one, had written already.
+    pub already_there: u64,
+    /// Blocks not written because too many waited.
+    pub dropped_writes: u64,
+}
+
+/// A run of blocks to be read in order.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// What their bytes depend on.
+    pub fingerprint: &'a Fingerprint,
+    /// Their names.
+    pub keys: &'a [BlockHash],
+    /// Largest payload of a block.
+    pub max_payload_bytes: usize,
+    /// Time for all of them; what has not come by then is a miss.
+    pub deadline: Duration,
+}
+
+/// How a run went.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Got {
+    /// Blocks taken.
+    pub blocks: usize,
+    /// Payload bytes of these.
+    pub bytes: u64,
+    /// Whether the store was asked at all.
+    pub was_asked: bool,
+}
+
+/// See the [module's description](super).
+pub struct RemoteLevel {
+    shared: Arc<Shared>,
+    readers: usize,
+    jobs: Option<SyncSender<Job>>,
+    offers: Option<SyncSender<Offer>>,
+}
+
+struct Shared {
+    store: Arc<dyn RemoteStore>,
+    budget: Budget,
+    mac_key: [u8; 32],
+    stats: Mutex<RemoteStats>,
+    breaker: Mutex<Breaker>,
+    /// The caller's clock when it last called.
+    now_ms: AtomicU64,
+    /// Offers that are not done.
+    pending: AtomicUsize,
+    is_closing: AtomicBool,
+}
+
+struct Job {
+    key: BlockHash,
+    fingerprint: Fingerprint,
+    max_payload_bytes: usize,
+    answer: SyncSender<Answer>,
+    is_cancelled: Arc<AtomicBool>,
+}
+
+struct Offer {
+    key: BlockHash,
+    fingerprint: Fingerprint,
+    disk: Arc<DiskStore>,
+}
+
+enum Answer {
+    /// An object whose payload follows the head.
+    Found(Meta, Buffer<u8>),
+    Missing,
+    /// The budget has no room for the object.
+    NoRoom,
+    /// Failed, lied or took too long; counted already.
+    Failed,
+}
+
+impl RemoteLevel {
+    /// Starts the threads. Objects being read or written are charged to `budget` as I/O.
+    ///
+    /// # Errors
+    /// When a thread can't be started.
+    pub fn start(
+        store: Arc<dyn RemoteStore>,
+        budget: &Budget,
+        options: RemoteOptions,
+    ) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            store,
+            budget: budget.clone(),
+            mac_key: mac_key(&options.secret),
+            stats: Mutex::default(),
+            breaker: Mutex::default(),
+            now_ms: AtomicU64::new(0),
+            pending: AtomicUsize::new(0),
+            is_closing: AtomicBool::new(false),
+        });
+        let mut level = Self {
+            shared,
+            readers: options.readers.min(16),
+            jobs: None,
+            offers: None,
+        };
+        if level.readers == 0 {
+            return Ok(level);
+        }
+        let (jobs, inbox) = sync_channel(level.readers);
+        let inbox = Arc::new(Mutex::new(inbox));
+        for _ in 0..level.readers {
+            let (shared, inbox) = (Arc::clone(&level.shared), Arc::clone(&inbox));
+            spawn("neap-remote-read", move || read_jobs(&shared, &inbox))?;
+        }
+        let (offers, inbox) = sync_channel(options.waiting_blocks.max(1));
+        let shared = Arc::clone(&level.shared);
+        spawn("neap-remote-write", move || write_offers(&shared, &inbox))?;
+        (level.jobs, level.offers) = (Some(jobs), Some(offers));
+        Ok(level)
+    }
+
+    /// Where the store is, for messages.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.shared.store.name()
+    }
+
+    /// Figures of this moment.
+    #[must_use]
+    pub fn stats(&self) -> RemoteStats {
+        *self.shared.stats()
+    }
+
+    /// Whether the store would be asked now: not shortly after failures.
+    #[must_use]
+    pub fn is_available(&self, now_ms: u64) -> bool {
+        self.shared.breaker().allows(now_ms)
+    }
+
+    /// Reads a run in order and gives each block to `take` (index, what is known of it, payload) until one is
+    /// missing, damaged or too late, or `take` wants no more. Returns by the deadline; reads that are stuck
+    /// then go on behind the scenes, and what they bring is thrown away.
+    pub fn fetch(
+        &self,
+        run: &Run<'_>,
+        now_ms: u64,
+        mut take: impl FnMut(usize, &Meta, &[u8]) -> bool,
+    ) -> Got {
+        let mut got = Got::default();
+        self.shared.now_ms.store(now_ms, Ordering::Relaxed);
+        if run.keys.is_empty() {
+            return got;
+        }
+        if !self.is_available(now_ms) {
+            self.shared.stats().skipped += 1;
+            return got;
+        }
+        got.was_asked = true;
+        let mut reads = Reads::new(self, run);
+        for index in 0..run.keys.len() {
+            match reads.next(index) {
+                Answer::Found(meta, object) => {
+                    self.shared.breaker().succeeded();
+                    let payload = &object[HEAD_BYTES..][..meta.payload_bytes as usize];
+                    {
+                        let mut stats = self.shared.stats();
+                        stats.hits += 1;
+                        stats.read_bytes += meta.payload_bytes;
+                    }
+                    if !take(index, &meta, payload) {
+                        break;
+                    }
+                    got.blocks += 1;
+                    got.bytes += meta.payload_bytes;
+                }
+                Answer::Missing => {
+                    self.shared.breaker().succeeded();
+                    self.shared.stats().misses += 1;
+                    break;
+                }
+                Answer::NoRoom => break,
+                Answer::Failed => {
+                    self.shared.breaker().failed(now_ms);
+                    break;
+                }
+            }
+        }
+        got
+    }
+
+    /// Has a block that `disk` holds written to the store, soon and behind the caller's back, if the store
+    /// has not got it. Never waits: where too many wait already, the block is not written.
+    pub fn offer(
+        &self,
+        key: BlockHash,
+        fingerprint: Fingerprint,
+        disk: &Arc<DiskStore>,
+        now_ms: u64,
+    ) {
+        self.shared.now_ms.store(now_ms, Ordering::Relaxed);
+        let disk = Arc::clone(disk);
+        let offer = Offer {
+            key,
+            fingerprint,
+            disk,
+        };
+        let Some(offers) = &self.offers else {
+            return self.shared.upload(&offer);
+        };
+        self.shared.pending.fetch_add(1, Ordering::AcqRel);
+        if offers.try_send(offer).is_err() {
+            self.shared.pending.fetch_sub(1, Ordering::AcqRel);
+            self.shared.stats().dropped_writes += 1;
+        }
+    }
+
+    /// Waits until all that was offered is written or given up, but no longer than `patience`. Whether it is.
+    pub fn flush(&self, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
+        while self.shared.pending.load(Ordering::Acquire) > 0 {
+            if Instant::now() >= end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+}
+
+impl Drop for RemoteLevel {
+    /// Threads end by themselves: one may be stuck in a call to the store.
+    fn drop(&mut self) {
+        self.shared.is_closing.store(true, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for RemoteLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteLevel")
+            .field("store", &self.name())
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .map(drop)
+}
+
+/// The reads of one run in flight: as many as there are readers, so that what waits to be taken is bounded.
+struct Reads<'a> {
+    level: &'a RemoteLevel,
+    run: &'a Run<'a>,
+    end: Instant,
+    asked: usize,
+    waiting: VecDeque<Receiver<Answer>>,
+    is_cancelled: Arc<AtomicBool>,
+}
+
+impl<'a> Reads<'a> {
+    fn new(level: &'a RemoteLevel, run: &'a Run<'a>) -> Self {
+        Self {
+            level,
+            run,
+            end: Instant::now() + run.deadline,
+            asked: 0,
+            waiting: VecDeque::new(),
+            is_cancelled: Arc::default(),
+        }
+    }
+
+    /// The answer for block `index`; they are asked for in order.
+    fn next(&mut self, index: usize) -> Answer {
+        let shared = &self.level.shared;
+        let Some(jobs) = &self.level.jobs else {
+            let run = self.run;
+            return shared.read(&run.keys[index], run.fingerprint, run.max_payload_bytes);
+        };
+        while self.waiting.len() < self.level.readers && self.asked < self.run.keys.len() {
+            let (answer, receiver) = sync_channel(1);
+            let job = Job {
+                key: self.run.keys[self.asked],
+                fingerprint: *self.run.fingerprint,
+                max_payload_bytes: self.run.max_payload_bytes,
+                answer,
+                is_cancelled: Arc::clone(&self.is_cancelled),
+            };
+            if jobs.try_send(job).is_err() {
+                // Readers are stuck in earlier runs: what is under way may still come.
+                break;
+            }
+            self.asked += 1;
+            self.waiting.push_back(receiver);
+        }
+        let left = self.end.saturating_duration_since(Instant::now());
+        let answer = match self.waiting.pop_front() {
+            Some(receiver) => receiver.recv_timeout(left),
+            None => Err(RecvTimeoutError::Timeout),
+        };
+        answer.unwrap_or_else(|_| {
+            shared.stats().timed_out += 1;
+            Answer::Failed
+        })
+    }
+}
+
+impl Drop for Reads<'_> {
+    fn drop(&mut self) {
+        self.is_cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+fn read_jobs(shared: &Shared, inbox: &Mutex<Receiver<Job>>) {
+    loop {
+        let job = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(job) = job else {
+            return;
+        };
+        if !job.is_cancelled.load(Ordering::Relaxed) {
+            // Nobody may wait for it any more.
+            let _ = job
+                .answer
+                .send(shared.read(&job.key, &job.fingerprint, job.max_payload_bytes));
+        }
+    }
+}
+
+fn write_offers(shared: &Shared, inbox: &Receiver<Offer>) {
+    for offer in inbox {
+        if !shared.is_closing.load(Ordering::Relaxed) {
+            shared.upload(&offer);
+        }
+        shared.pending.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Shared {
+    fn stats(&self) -> MutexGuard<'_, RemoteStats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, key: &BlockHash, fingerprint: &Fingerprint, max_payload_bytes: usize) -> Answer {
+        let most = HEAD_BYTES + max_payload_bytes;
+        let Ok(mut object) = Buffer::<u8>::zeroed(&self.budget, ChargeKind::Io, most) else {
+            return Answer::NoRoom;
+        };
+        match self.store.get(&object_name(key, fingerprint), &mut object) {
+            Ok(None) => Answer::Missing,
+            Ok(Some(len)) => {
+                let whole = object.get(..len).unwrap_or_default();
+                match open(&self.mac_key, key, fingerprint, whole) {
+                    Some(meta) => Answer::Found(meta, object),
+                    None => {
+                        self.stats().damaged += 1;
+                        Answer::Failed
+                    }
+                }
+            }
+            Err(error) => {
+                self.count_failure(&error);
+                Answer::Failed
+            }
+        }
+    }
+
+    fn count_failure(&self, error: &RemoteError) {
+        let mut stats = self.stats();
+        match error {
+            RemoteError::TimedOut => stats.timed_out += 1,
+            RemoteError::TooLarge { .. } => stats.damaged += 1,
+            RemoteError::Failed(_) => stats.failed += 1,
+        }
+    }
+
+    fn upload(&self, offer: &Offer) {
+        let now_ms = self.now_ms.load(Ordering::Relaxed);
+        if !self.breaker().allows(now_ms) {
+            self.stats().skipped += 1;
+            return;
+        }
+        match self.write(offer) {
+            Ok(()) => self.breaker().succeeded(),
+            Err(error) => {
+                self.count_failure(&error);
+                self.breaker().failed(now_ms);
+            }
+        }
+    }
+
+    /// Writes a block; one that the disk level has not got any more, or the budget no room for, is left out.
+    fn write(&self, offer: &Offer) -> Result<(), RemoteError> {
+        let Some(meta) = offer.disk.meta(&offer.key, &offer.fingerprint) else {
+            return Ok(());
+        };
+        let name = object_name(&offer.key, &offer.fingerprint);
+        if self.store.has(&name)? {
+            self.stats().already_there += 1;
+            return Ok(());
+        }
+        let bytes = usize::try_from(meta.payload_bytes).unwrap_or(usize::MAX);
+        let whole = bytes.saturating_add(HEAD_BYTES);
+        let Ok(mut object) = Buffer::<u8>::zeroed(&self.budget, ChargeKind::Io, whole) else {
+            return Ok(());
+        };
+        let payload = &mut object[HEAD_BYTES..];
+        if !offer.disk.copy(&offer.key, &offer.fingerprint, payload) {
+            return Ok(());
+        }
+        seal(&self.mac_key, &offer.key, &meta, &mut object);
+        self.store.put(&name, &object)?;
+        let mut stats = self.stats();
+        stats.written_blocks += 1;
+        stats.written_bytes += whole as u64;
+        Ok(())
+    }
+}
