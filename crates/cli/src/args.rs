@@ -78,7 +78,7 @@ pub struct ModelArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Repack {
-    /// When the budget has room for it.
+    /// All layers that the budget has room for; the others are read from the model's file at each step.
     Auto,
     /// Always; refused if it does not fit.
     Always,
@@ -252,6 +252,10 @@ pub struct InspectArgs {
     /// Sequences at once for the memory estimate.
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     pub batch: usize,
+    /// Tell how the model would run in this budget: how much would have to be read from its file at each step,
+    /// and how fast its disk is.
+    #[arg(long, value_name = "SIZE", value_parser = bytes::parse)]
+    pub memory: Option<u64>,
     /// List every tensor.
     #[arg(short, long)]
     pub tensors: bool,

@@ -20,6 +20,9 @@ use crate::bytes::show;
 use crate::failure::Failure;
 use crate::shipped;
 
+/// KV blocks that a load leaves room for in any case.
+pub const LEAST_BLOCKS: usize = 8;
+
 /// Everything that computes, without an engine around it.
 pub struct Parts {
     pub name: String,
@@ -84,7 +87,9 @@ pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> 
     let kv_block_bytes = decoder::kv_block_bytes(config)?;
     let kv_block = kv_block_bytes as u64;
     let blocks = config.context_length.div_ceil(decoder::BLOCK_TOKENS) * sequences;
-    check_least(&source, limit, scratch + kv_block)?;
+    // The blocks of a short conversation; where it grows longer, weights give way.
+    let reserve_bytes = scratch + kv_block * blocks.min(LEAST_BLOCKS) as u64;
+    check_least(&source, limit, reserve_bytes)?;
     let bar = progress_bar();
     let model = Model::load(
         Arc::clone(&source),
@@ -95,8 +100,7 @@ pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> 
                 Repack::Always => decoder::Repack::Always,
                 Repack::Never => decoder::Repack::Never,
             },
-            // Weights are repacked only where a full context still finds room.
-            reserve_bytes: scratch + kv_block * blocks as u64,
+            reserve_bytes,
             pool: &pool,
             isa,
             progress: &mut |p| {
@@ -106,6 +110,7 @@ pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> 
         },
     )?;
     bar.finish_and_clear();
+    warn_of_streaming(&model);
     let model = Arc::new(model);
     let decoder = CpuDecoder::new(Arc::clone(&model), pool, isa, limits, &budget)
         .map_err(|why| no_room(&why))?;
@@ -137,7 +142,7 @@ pub fn load(
         disk: disk.cloned(),
         ..CacheOptions::new(fingerprint)
     };
-    let is_mapped = !parts.decoder.model().is_repacked();
+    let mapped_bytes = parts.decoder.model().mapped_bytes();
     let cache = KvCache::new(&parts.kv, options).map_err(|why| no_room(&why))?;
     let config = EngineConfig {
         batch_tokens: limits.batch_tokens,
@@ -149,9 +154,7 @@ pub fn load(
     };
     let engine = Engine::new(parts.decoder, Some(tokenizer.clone()), cache, config);
     let pressure = Watch::begin(&parts.budget, WatchOptions::default())?;
-    if is_mapped {
-        pressure.set_mapped_bytes(parts.source.weight_bytes());
-    }
+    pressure.set_mapped_bytes(mapped_bytes);
     Ok(Loaded {
         name: parts.name,
         fingerprint,
@@ -180,20 +183,31 @@ fn template(source: &ModelSource, tokenizer: &Tokenizer) -> Result<ChatTemplate,
 
 /// Refuses a budget that can never hold the weights, the scratch and one block.
 fn check_least(source: &ModelSource, limit: u64, other: u64) -> Result<(), Failure> {
-    let weights = source.weight_bytes();
+    let weights = decoder::least_weight_bytes(source);
     let needed = weights + other;
     if needed <= limit {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "the model needs at least {} of memory ({} weights, {} scratch and the first KV block), and the budget is {}: \
-         give --memory {}MiB or more, a smaller --chunk, or a model quantized further",
+        "the model needs at least {} of memory ({} for the layers in use, {} scratch and the first KV blocks), \
+         and the budget is {}: give --memory {}MiB or more, a smaller --chunk, or a model quantized further",
         show(needed),
         show(weights),
         show(other),
         show(limit),
         needed.div_ceil(1 << 20),
     )))
+}
+
+fn warn_of_streaming(model: &Model) {
+    let (streamed, layers) = model.streamed_layers();
+    if streamed > 0 {
+        eprintln!(
+            "neap: the budget has no room for {streamed} of the model's {layers} layers: {} are read from its file at \
+             each step",
+            show(model.streamed_bytes()),
+        );
+    }
 }
 
 fn no_room(why: &OverBudget) -> Failure {

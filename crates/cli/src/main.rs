@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod bytes;
 mod chat;
+mod disk_speed;
 mod eval;
 mod failure;
 mod generate;

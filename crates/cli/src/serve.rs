@@ -34,9 +34,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let parallel = args.parallel as usize;
     let parts = loading::load_parts(&args.model, parallel)?;
     let pressure = Watch::begin(&parts.budget, WatchOptions::default())?;
-    if !parts.decoder.model().is_repacked() {
-        pressure.set_mapped_bytes(parts.source.weight_bytes());
-    }
+    pressure.set_mapped_bytes(parts.decoder.model().mapped_bytes());
     let model = served_model(args, &parts)?;
     let max_active = parallel + args.max_queue as usize;
     let options = Options {

@@ -2,6 +2,8 @@
 //!
 //! No threads, clocks or I/O of its own: whoever drives it calls [`Engine::step`] until it is idle.
 
+mod weights;
+
 use neap_memory::cache::{CacheStats, KvCache};
 use neap_memory::governor::Occasion;
 use neap_memory::table::RECENT_TOKENS;
@@ -62,6 +64,8 @@ pub struct Engine<D> {
     steps: u64,
     preemptions: u64,
     attended: AttendedTokens,
+    /// The last step that let go of weights.
+    weights_released_at: u64,
     /// The caller's clock at the last step.
     now_ms: u64,
 }
@@ -105,6 +109,7 @@ impl<D: Decoder> Engine<D> {
             steps: 0,
             preemptions: 0,
             attended: AttendedTokens::default(),
+            weights_released_at: 0,
             now_ms: 0,
         }
     }
@@ -180,7 +185,8 @@ impl<D: Decoder> Engine<D> {
             .charged()
             .saturating_sub(self.budget.snapshot().of_kind(ChargeKind::Kv));
         let limit_bytes = self.budget.limit();
-        let free_bytes = limit_bytes.saturating_sub(other);
+        // Weights give way before a request fails.
+        let free_bytes = limit_bytes.saturating_sub(other) + self.decoder.releasable_weight_bytes();
         if needed_bytes <= free_bytes {
             return Ok(());
         }
@@ -297,7 +303,10 @@ impl<D: Decoder> Engine<D> {
             return events;
         }
         self.steps += 1;
-        let plan = self.plan();
+        let mut plan = self.plan();
+        if plan.starved.is_some() && self.release_weights_for_blocks() {
+            plan = self.plan();
+        }
         if let Some(index) = plan.starved {
             self.starve(index, &mut events);
             return events;
@@ -311,6 +320,7 @@ impl<D: Decoder> Engine<D> {
     fn plan(&mut self) -> Plan {
         let waiting = self.admissible();
         let wanted_bytes = self.make_room(&waiting);
+        self.balance_weights(wanted_bytes);
         let block_bytes = self.kv.charged_block_bytes();
         let available = self.budget.available();
         let cached_bytes = wanted_bytes.saturating_sub(available);

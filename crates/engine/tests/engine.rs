@@ -7,7 +7,7 @@ use neap_engine::{
     AdmissionError, Engine, EngineConfig, Event, FinishReason, Request, RequestId, Usage,
 };
 use neap_memory::cache::{CacheOptions, KvCache};
-use neap_memory::{Budget, ChargeKind, KvPool};
+use neap_memory::{Budget, Charge, ChargeKind, KvPool};
 use neap_model::decoder::{Decoder, DecoderLimits, SequenceChunk, StepError};
 use proptest::prelude::*;
 
@@ -20,7 +20,16 @@ struct FakeDecoder {
     logits: Vec<f32>,
     limits: DecoderLimits,
     fail_at: Option<u32>,
+    weights: Option<FakeWeights>,
 }
+
+/// Weights in pieces of two blocks' bytes, one of which can never be let go of.
+struct FakeWeights {
+    held: Charge,
+    whole_bytes: u64,
+}
+
+const PIECE_BYTES: u64 = 2 * BLOCK_BYTES as u64;
 
 impl FakeDecoder {
     fn new() -> Self {
@@ -32,6 +41,7 @@ impl FakeDecoder {
             logits: Vec::new(),
             limits,
             fail_at: None,
+            weights: None,
         }
     }
 }
@@ -89,6 +99,32 @@ impl Decoder for FakeDecoder {
         }
         Ok(&mut self.logits)
     }
+
+    fn releasable_weight_bytes(&self) -> u64 {
+        self.weights
+            .as_ref()
+            .map_or(0, |w| w.held.bytes() - PIECE_BYTES)
+    }
+
+    fn release_weights(&mut self, bytes: u64) -> u64 {
+        let bytes = bytes
+            .next_multiple_of(PIECE_BYTES)
+            .min(self.releasable_weight_bytes());
+        if let Some(weights) = &mut self.weights {
+            weights.held.resize(weights.held.bytes() - bytes).unwrap();
+        }
+        bytes
+    }
+
+    fn take_weights_back(&mut self, spare_bytes: u64) -> Result<bool, StepError> {
+        let Some(weights) = &mut self.weights else {
+            return Ok(false);
+        };
+        let wanted = weights.held.bytes() + PIECE_BYTES;
+        Ok(wanted <= weights.whole_bytes
+            && PIECE_BYTES <= spare_bytes
+            && weights.held.resize(wanted).is_ok())
+    }
 }
 
 /// What a lone generation gives: the truth for every test.
@@ -106,7 +142,28 @@ fn engine(blocks: usize, config: EngineConfig) -> Engine<FakeDecoder> {
 
 fn engine_of(decoder: FakeDecoder, blocks: usize, config: EngineConfig) -> Engine<FakeDecoder> {
     let budget = Budget::new(1 << 30);
-    let kv = KvPool::new(&budget, BLOCK_BYTES, BLOCK_TOKENS);
+    engine_within(&budget, decoder, blocks, config)
+}
+
+/// An engine with `pieces` of weights and room for so many blocks beside them.
+fn engine_with_weights(pieces: u64, blocks: usize) -> Engine<FakeDecoder> {
+    let budget = Budget::new(1 << 30);
+    let whole_bytes = pieces * PIECE_BYTES;
+    let held = budget.try_charge(ChargeKind::Weights, whole_bytes).unwrap();
+    let decoder = FakeDecoder {
+        weights: Some(FakeWeights { held, whole_bytes }),
+        ..FakeDecoder::new()
+    };
+    engine_within(&budget, decoder, blocks, config(16, 8))
+}
+
+fn engine_within(
+    budget: &Budget,
+    decoder: FakeDecoder,
+    blocks: usize,
+    config: EngineConfig,
+) -> Engine<FakeDecoder> {
+    let kv = KvPool::new(budget, BLOCK_BYTES, BLOCK_TOKENS);
     let cache = KvCache::new(&kv, CacheOptions::new(config.fingerprint)).unwrap();
     let engine = Engine::new(decoder, None, cache, config);
     give_blocks(&engine, blocks);
@@ -202,6 +259,64 @@ fn many_sequences_together_give_what_each_gives_alone() {
         assert_eq!(results.tokens[id], expected(prompt, 20));
         assert_eq!(results.finished[id].0, FinishReason::Length);
     }
+}
+
+fn weight_bytes(engine: &Engine<FakeDecoder>) -> u64 {
+    engine.budget().snapshot().of_kind(ChargeKind::Weights)
+}
+
+#[test]
+fn weights_give_way_to_a_request_that_has_no_room_beside_them() {
+    // Room for 12 tokens, and 100 are wanted.
+    let mut engine = engine_with_weights(20, 3);
+    let prompt: Vec<u32> = (0..60).collect();
+    let id = engine.submit(request(&prompt, 40)).unwrap();
+    let results = run(&mut engine);
+    assert_eq!(results.tokens[&id], expected(&prompt, 40));
+    assert_eq!(results.finished[&id].0, FinishReason::Length);
+    assert!(weight_bytes(&engine) < 20 * PIECE_BYTES);
+    assert!(
+        weight_bytes(&engine) > PIECE_BYTES,
+        "no more than was needed"
+    );
+    // More than all weights together would free is refused as before.
+    let huge: Vec<u32> = (0..190).map(|i| i % 97).collect();
+    assert!(matches!(
+        engine.submit(request(&huge, 9)),
+        Err(AdmissionError::DoesNotFit { .. })
+    ));
+}
+
+#[test]
+fn a_shrink_below_the_weights_fails_nothing_and_growth_brings_them_back() {
+    let mut engine = engine_with_weights(20, 40);
+    let prompts: Vec<Vec<u32>> = (0..4).map(|i| vec![i; 20]).collect();
+    let ids: Vec<RequestId> = prompts
+        .iter()
+        .map(|p| engine.submit(request(p, 30)).unwrap())
+        .collect();
+    let mut results = Results::default();
+    for _ in 0..10 {
+        results.take(engine.step(0));
+    }
+    let roomy = engine.budget().limit();
+    engine.budget().set_limit(roomy - 50 * BLOCK_BYTES as u64);
+    for _ in 0..3 {
+        results.take(engine.step(0));
+    }
+    assert_eq!(engine.budget().excess(), 0);
+    assert!(weight_bytes(&engine) < 20 * PIECE_BYTES);
+    let rest = run(&mut engine);
+    for (id, tokens) in rest.tokens {
+        results.tokens.entry(id).or_default().extend(tokens);
+    }
+    for (prompt, id) in prompts.iter().zip(&ids) {
+        assert_eq!(results.tokens[id], expected(prompt, 30));
+    }
+    engine.budget().set_limit(2 * roomy);
+    engine.submit(request(&[1], 150)).unwrap();
+    run(&mut engine);
+    assert_eq!(weight_bytes(&engine), 20 * PIECE_BYTES);
 }
 
 #[test]

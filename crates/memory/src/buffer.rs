@@ -86,6 +86,13 @@ impl<T: Plain> Buffer<T> {
         self.charge.bytes()
     }
 
+    /// Gives the memory back to the system and keeps the bytes charged: they can be put to another use
+    /// without going through the budget.
+    pub fn into_charge(self) -> Charge {
+        drop(self.region);
+        self.charge
+    }
+
     /// Changes the length. The common part keeps its values, what is new is zero.
     ///
     /// The charge follows the rule of [`Charge::resize`]: what is common is kept, never re-acquired.

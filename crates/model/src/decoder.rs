@@ -5,6 +5,7 @@
 
 mod angles;
 mod cpu;
+mod residency;
 mod scratch;
 mod weights;
 
@@ -13,7 +14,8 @@ use neap_memory::BlockTable;
 
 pub use cpu::CpuDecoder;
 pub use weights::{
-    LoadError, LoadOptions, LoadProgress, Model, Repack, kv_block_bytes, kv_layout, panel_bytes,
+    LoadError, LoadOptions, LoadProgress, Model, Repack, kv_block_bytes, kv_layout,
+    least_weight_bytes, streamed_bytes_within,
 };
 
 /// Tokens in a KV block.
@@ -111,4 +113,24 @@ pub trait Decoder {
     /// # Errors
     /// The tables are not advanced then.
     fn forward(&mut self, batch: &mut [SequenceChunk<'_>]) -> Result<&mut [f32], StepError>;
+
+    /// Bytes that [`Decoder::release_weights`] can free.
+    fn releasable_weight_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Lets go of weights until `bytes` are free, or all that can be: they are read from the model's file
+    /// again at each use. Returns the bytes freed. Changes no result.
+    fn release_weights(&mut self, _bytes: u64) -> u64 {
+        0
+    }
+
+    /// Holds some of the weights that were let go of again, if that takes at most `spare_bytes`. Whether
+    /// it did.
+    ///
+    /// # Errors
+    /// If a worker panics at it; the weights are as they were.
+    fn take_weights_back(&mut self, _spare_bytes: u64) -> Result<bool, StepError> {
+        Ok(false)
+    }
 }

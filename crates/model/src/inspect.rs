@@ -48,6 +48,21 @@ pub struct Inspection {
     pub chat_template: bool,
     /// What running the model costs, if asked for with [`Inspection::set_memory`].
     pub memory: Option<MemoryCost>,
+    /// How it would run in a budget, if asked for with [`Inspection::set_budget`].
+    pub budget: Option<BudgetOutlook>,
+}
+
+/// How a model runs in a budget: layers that find no room are read from the file at each step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct BudgetOutlook {
+    /// The budget.
+    pub budget_bytes: u64,
+    /// Bytes of weights that each step reads; none if the budget is too small to run the model at all.
+    pub streamed_bytes_per_step: Option<u64>,
+    /// What the file's disk gives, if the caller measured it.
+    pub disk_bytes_per_s: Option<f64>,
+    /// Steps a second that the disk allows: tokens a second of one sequence. None where nothing is read.
+    pub steps_per_s_at_most: Option<f64>,
 }
 
 /// How much of a model is in one weight format.
@@ -204,6 +219,7 @@ impl Inspection {
             tokenizer: None,
             chat_template: false,
             memory: None,
+            budget: None,
         }
     }
 
@@ -226,6 +242,25 @@ impl Inspection {
         let config = self.config.as_ref();
         self.memory = config.map(|config| {
             MemoryCost::new(config, self.tensor_bytes, context, batch, scratch_bytes)
+        });
+    }
+}
+
+impl Inspection {
+    /// Adds what a budget means: `streamed_bytes_per_step` as [`crate::decoder::streamed_bytes_within`] tells.
+    pub fn set_budget(
+        &mut self,
+        budget_bytes: u64,
+        streamed_bytes_per_step: Option<u64>,
+        disk_bytes_per_s: Option<f64>,
+    ) {
+        let streamed = streamed_bytes_per_step.filter(|&bytes| bytes > 0);
+        let steps = |(disk, bytes): (f64, u64)| disk / bytes as f64;
+        self.budget = Some(BudgetOutlook {
+            budget_bytes,
+            streamed_bytes_per_step,
+            disk_bytes_per_s,
+            steps_per_s_at_most: disk_bytes_per_s.zip(streamed).map(steps),
         });
     }
 }

@@ -7,7 +7,7 @@ use neap_kernels::{Isa, ThreadPool};
 use neap_memory::{BlockTable, Budget, KvPool};
 use neap_model::decoder::{
     BLOCK_TOKENS, CpuDecoder, Decoder, DecoderLimits, LoadOptions, LogitsWanted, Model, Repack,
-    SequenceChunk, kv_block_bytes,
+    SequenceChunk, kv_block_bytes, least_weight_bytes,
 };
 use neap_model::source::ModelSource;
 
@@ -16,21 +16,34 @@ struct Setup {
     kv: KvPool,
 }
 
-fn setup(threads: usize, isa: Isa, repack: Repack) -> Setup {
+fn source() -> Arc<ModelSource> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/neap-tiny.gguf");
-    let source = Arc::new(ModelSource::open(path).unwrap());
-    let budget = Budget::new(1 << 30);
+    Arc::new(ModelSource::open(path).unwrap())
+}
+
+fn setup(threads: usize, isa: Isa, repack: Repack) -> Setup {
+    setup_within(&Budget::new(1 << 30), 0, threads, isa, repack)
+}
+
+fn setup_within(
+    budget: &Budget,
+    reserve_bytes: u64,
+    threads: usize,
+    isa: Isa,
+    repack: Repack,
+) -> Setup {
+    let source = source();
     let pool = Arc::new(ThreadPool::new(threads));
     let options = LoadOptions {
         repack,
-        reserve_bytes: 0,
+        reserve_bytes,
         pool: &pool,
         isa,
         progress: &mut |_| {},
     };
-    let model = Arc::new(Model::load(source, &budget, options).unwrap());
+    let model = Arc::new(Model::load(source, budget, options).unwrap());
     let kv = KvPool::new(
-        &budget,
+        budget,
         kv_block_bytes(model.config()).unwrap(),
         BLOCK_TOKENS,
     );
@@ -38,7 +51,7 @@ fn setup(threads: usize, isa: Isa, repack: Repack) -> Setup {
         batch_tokens: 256,
         logit_rows: 256,
     };
-    let decoder = CpuDecoder::new(model, pool, isa, limits, &budget).unwrap();
+    let decoder = CpuDecoder::new(model, pool, isa, limits, budget).unwrap();
     Setup { decoder, kv }
 }
 
@@ -96,6 +109,72 @@ fn neither_chunks_nor_threads_nor_repacking_change_a_bit() {
             "{threads} threads, {repack:?}, chunks of {sizes:?}"
         );
     }
+}
+
+#[test]
+fn weights_that_come_and_go_change_no_bit() {
+    let tokens = tokens(60, 3);
+    let isa = Isa::best();
+    for repack in [Repack::Always, Repack::Never] {
+        let budget = Budget::new(1 << 30);
+        let mut setup = setup_within(&budget, 0, 2, isa, repack);
+        let whole = budget.charged();
+        let expected = logits_in_chunks(&mut setup, &tokens, &[60]);
+        let releasable = setup.decoder.releasable_weight_bytes();
+        // A little, then all that can go; also while the budget is overdrawn.
+        let some = setup.decoder.release_weights(releasable / 3);
+        assert!(
+            (releasable / 3..releasable).contains(&some),
+            "{some} of {releasable}"
+        );
+        assert_eq!(budget.charged(), whole - some);
+        assert!(logits_in_chunks(&mut setup, &tokens, &[25]) == expected);
+        budget.set_limit(1);
+        assert_eq!(setup.decoder.release_weights(u64::MAX), releasable - some);
+        assert_eq!(setup.decoder.release_weights(u64::MAX), 0);
+        assert_eq!(budget.charged(), whole - releasable);
+        assert!(
+            !setup.decoder.take_weights_back(u64::MAX).unwrap(),
+            "there is no room"
+        );
+        budget.set_limit(1 << 30);
+        assert!(logits_in_chunks(&mut setup, &tokens, &[60]) == expected);
+        assert!(!setup.decoder.take_weights_back(0).unwrap());
+        let mut taken = 0;
+        while setup.decoder.take_weights_back(u64::MAX).unwrap() {
+            taken += 1;
+            assert!(
+                logits_in_chunks(&mut setup, &tokens[..9], &[9]) == expected[..9 * vocab(&setup)]
+            );
+        }
+        assert!(taken > 2);
+        assert_eq!(budget.charged(), whole);
+        budget.check_conservation().unwrap();
+    }
+}
+
+#[test]
+fn a_model_larger_than_the_budget_runs() {
+    let tokens = tokens(40, 4);
+    let isa = Isa::best();
+    let expected = logits_in_chunks(&mut setup(2, isa, Repack::Always), &tokens, &[40]);
+    let roomy = Budget::new(1 << 30);
+    let weights = source().weight_bytes();
+    let least = least_weight_bytes(&source());
+    assert!(least < weights, "{least} of {weights}");
+    // What is not weights: scratch.
+    let held = setup_within(&roomy, 0, 2, isa, Repack::Never);
+    let scratch = roomy.charged() - held.decoder.model().weights_bytes();
+    let blocks = 2 * held.kv.charged_block_bytes();
+    let budget = Budget::new(least + scratch + blocks);
+    let mut setup = setup_within(&budget, scratch + blocks, 2, isa, Repack::Auto);
+    assert!(setup.decoder.model().streamed_bytes() > 0);
+    assert!(logits_in_chunks(&mut setup, &tokens, &[40]) == expected);
+    assert!(budget.charged() <= budget.limit());
+}
+
+fn vocab(setup: &Setup) -> usize {
+    setup.decoder.vocab_size()
 }
 
 #[test]

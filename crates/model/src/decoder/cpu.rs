@@ -117,6 +117,7 @@ impl Decoder for CpuDecoder {
         };
         pass.embed(batch);
         for (index, layer) in self.model.layers().iter().enumerate() {
+            self.model.before(index);
             pass.attention_inputs(layer)?;
             pass.write_kv(index, batch);
             pass.attend(index, batch)?;
@@ -126,13 +127,36 @@ impl Decoder for CpuDecoder {
             }
             pass.attention_output(layer)?;
             pass.feed_forward(layer)?;
+            self.model.after(index);
         }
+        self.model.before(self.model.layers().len());
         pass.logits()?;
+        self.model.after(self.model.layers().len());
         for chunk in batch {
             chunk.table.advance(chunk.tokens.len());
         }
         let values = rows.wanted.len() * self.model.config().vocab_size;
         Ok(&mut self.scratch.logits[..values])
+    }
+
+    fn releasable_weight_bytes(&self) -> u64 {
+        self.model.releasable_bytes()
+    }
+
+    fn release_weights(&mut self, bytes: u64) -> u64 {
+        // A model that others hold too stays as it is.
+        Arc::get_mut(&mut self.model).map_or(0, |model| model.release(bytes))
+    }
+
+    fn take_weights_back(&mut self, spare_bytes: u64) -> Result<bool, StepError> {
+        let context = Context {
+            isa: self.isa,
+            pool: &self.pool,
+        };
+        match Arc::get_mut(&mut self.model) {
+            Some(model) => Ok(model.take_back(spare_bytes, context)?),
+            None => Ok(false),
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! A model's weights: mapped as they stand in the file, or repacked for speed where the budget has
-//! room.
+//! A model's weights: repacked for speed where the budget has room, mapped as they stand in the file
+//! where it has less, and read from the file as they are used where it has too little for all.
 
 use std::sync::Arc;
 
@@ -11,16 +11,17 @@ use neap_kernels::{Context, Isa, ThreadPool, WorkerPanic};
 use neap_memory::{Budget, Buffer, Charge, ChargeKind, OverBudget};
 
 use crate::config::ModelConfig;
-use crate::source::{LayerTensor, ModelFileError, ModelSource, TensorName};
+use crate::source::{LayerTensor, ModelFileError, ModelSource, SourceTensor, TensorName};
 
 use super::angles;
+use super::residency::{Residency, UnitBytes};
 
 /// Whether matrices are repacked into panels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repack {
-    /// When all of them fit beside the bytes to be left free.
+    /// Those that the budget has room for; the others are streamed.
     Auto,
-    /// Yes, or the load fails.
+    /// All, or the load fails.
     Always,
     /// No.
     Never,
@@ -39,7 +40,8 @@ pub struct LoadProgress {
 pub struct LoadOptions<'a> {
     /// Whether to repack.
     pub repack: Repack,
-    /// Bytes of the budget that [`Repack::Auto`] leaves for KV blocks and scratch.
+    /// Bytes of the budget that are left for KV blocks and scratch: weights that do not fit beside these
+    /// are streamed.
     pub reserve_bytes: u64,
     /// Threads that repack.
     pub pool: &'a ThreadPool,
@@ -114,15 +116,15 @@ pub(super) struct LayerWeights {
 }
 
 impl LayerWeights {
-    fn matrices(&self) -> [&Matrix; 7] {
+    fn matrices_mut(&mut self) -> [&mut Matrix; 7] {
         [
-            &self.q,
-            &self.k,
-            &self.v,
-            &self.output,
-            &self.gate,
-            &self.up,
-            &self.down,
+            &mut self.q,
+            &mut self.k,
+            &mut self.v,
+            &mut self.output,
+            &mut self.gate,
+            &mut self.up,
+            &mut self.down,
         ]
     }
 }
@@ -137,11 +139,16 @@ pub struct Model {
     output: Option<Matrix>,
     rope: RopeTable,
     kv_layout: KvLayout,
+    /// Held matrices are in panels.
     repacked: bool,
-    /// Pays for vectors, and for weights that stay mapped.
+    /// The units that weights are held or streamed by: each layer, then the output matrix.
+    units: Vec<UnitBytes>,
+    residency: Residency,
+    /// Whether an embedding that is not the output matrix is charged. If not, its pages go back after use.
+    holds_embedding: bool,
+    vector_bytes: u64,
+    /// Pays for vectors, for weights that stay mapped, and for the window of those that are streamed.
     charge: Charge,
-    /// Bytes in panels.
-    panel_bytes: u64,
 }
 
 impl Model {
@@ -155,40 +162,59 @@ impl Model {
         budget: &Budget,
         mut options: LoadOptions<'_>,
     ) -> Result<Self, LoadError> {
-        let repack = match options.repack {
-            Repack::Always => true,
-            Repack::Never => false,
-            Repack::Auto => panel_bytes(&source) + options.reserve_bytes <= budget.available(),
-        };
+        let repack = options.repack != Repack::Never;
         let total_bytes = source.weight_bytes();
         let config = source.config().clone();
         let kv_layout = kv_layout(&config)?;
+        let units = unit_bytes(&source, repack);
+        let (vector_bytes, embedding_bytes) = (vector_bytes(&source), embedding_bytes(&source));
+        let room = budget
+            .available()
+            .saturating_sub(vector_bytes.saturating_add(options.reserve_bytes));
+        let whole = Residency::whole(units.len());
+        let all_fit = whole.bytes(&units).saturating_add(embedding_bytes) <= room;
+        let holds_embedding = all_fit || options.repack == Repack::Always;
+        let residency = match holds_embedding {
+            true => whole,
+            false => Residency::fitting(&units, room).unwrap_or_else(|| Residency::least(&units)),
+        };
+        let mut charge = budget.try_charge(ChargeKind::Weights, vector_bytes)?;
+        let mapped = mapped_bytes(&units, &residency, repack)
+            + if holds_embedding { embedding_bytes } else { 0 };
+        charge.resize(vector_bytes + mapped)?;
+        let place = |unit| match (repack, residency.is_held(unit)) {
+            (true, true) => Place::Panels,
+            (false, true) => Place::Mapped,
+            (_, false) => Place::Streamed,
+        };
         let mut loader = Loader {
             source: &source,
             budget,
-            charge: budget.try_charge(ChargeKind::Weights, 0)?,
-            repack,
             progress: LoadProgress {
                 done_bytes: 0,
                 total_bytes,
             },
             options: &mut options,
         };
+        let output_place = place(config.layers);
         // Rows of the embedding are looked up one by one: it stays as it is in the file, unless it is
         // the output matrix too.
-        let embedding =
-            loader.matrix(TensorName::TokenEmbedding, repack && config.tied_embeddings)?;
+        let embedding_place = match (config.tied_embeddings, holds_embedding) {
+            (true, _) => output_place,
+            (false, true) => Place::Mapped,
+            (false, false) => Place::Streamed,
+        };
+        let embedding = loader.matrix(TensorName::TokenEmbedding, embedding_place)?;
         let layers = (0..config.layers)
-            .map(|l| loader.layer(l))
+            .map(|l| loader.layer(l, place(l)))
             .collect::<Result<_, _>>()?;
         let output_norm = loader.vector(TensorName::OutputNorm)?;
         let output = match config.tied_embeddings {
             true => None,
-            false => Some(loader.matrix(TensorName::Output, repack)?),
+            false => Some(loader.matrix(TensorName::Output, output_place)?),
         };
-        let charge = loader.charge;
         let rope = angles::rope_table(&config)?;
-        let mut model = Self {
+        Ok(Self {
             source: Arc::clone(&source),
             embedding,
             layers,
@@ -197,15 +223,12 @@ impl Model {
             rope,
             kv_layout,
             repacked: repack,
+            units,
+            residency,
+            holds_embedding,
+            vector_bytes,
             charge,
-            panel_bytes: 0,
-        };
-        model.panel_bytes = model
-            .matrices()
-            .filter_map(|m| m.panels.as_ref())
-            .map(Buffer::charged_bytes)
-            .sum();
-        Ok(model)
+        })
     }
 
     /// Shape and options.
@@ -230,7 +253,22 @@ impl Model {
 
     /// Bytes charged for weights.
     pub fn weights_bytes(&self) -> u64 {
-        self.charge.bytes() + self.panel_bytes
+        self.vector_bytes + self.residency_bytes()
+    }
+
+    /// Bytes of the file's pages that are held or are in the window.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.charge.bytes() - self.vector_bytes
+    }
+
+    /// Bytes of weights that each forward pass reads from the file, since the budget has no room for them.
+    pub fn streamed_bytes(&self) -> u64 {
+        self.residency.streamed_bytes(&self.units)
+    }
+
+    /// How many of the layers, the output matrix counted as one, are streamed, and how many there are.
+    pub fn streamed_layers(&self) -> (usize, usize) {
+        (self.residency.streamed(), self.units.len())
     }
 
     /// The bytes of a tensor that was found when the model was loaded.
@@ -251,9 +289,17 @@ impl Model {
         for (token, row) in tokens.zip(out.chunks_exact_mut(tensor.cols())) {
             rows.dequantize_row(token as usize, row);
         }
-        if self.embedding.panels.is_some() {
-            // Only the panels are charged: the pages of the file that were touched go back.
+        if !self.holds_embedding_pages() {
+            // They are not charged.
             self.source.done_with(&tensor);
+        }
+    }
+
+    /// Whether the file's pages of the embedding are charged.
+    fn holds_embedding_pages(&self) -> bool {
+        match self.config().tied_embeddings {
+            true => !self.repacked && self.residency.is_held(self.layers.len()),
+            false => self.holds_embedding,
         }
     }
 
@@ -273,12 +319,159 @@ impl Model {
         &self.rope
     }
 
-    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        self.layers
-            .iter()
-            .flat_map(LayerWeights::matrices)
-            .chain([&self.embedding])
-            .chain(&self.output)
+    /// To be called before a unit is used (the layers in turn, then the output matrix): asks the system to
+    /// read the next streamed one meanwhile.
+    pub(super) fn before(&self, unit: usize) {
+        if self.residency.is_held(unit) {
+            return;
+        }
+        if let Some(next) = self.residency.next_streamed(unit) {
+            for tensor in self.unit_tensors(next) {
+                self.source.will_need(&tensor);
+            }
+        }
+    }
+
+    /// To be called after a unit was used: gives the pages of a streamed one back.
+    pub(super) fn after(&self, unit: usize) {
+        if !self.residency.is_held(unit) {
+            self.give_pages_back(unit);
+        }
+    }
+
+    fn give_pages_back(&self, unit: usize) {
+        for tensor in self.unit_tensors(unit) {
+            self.source.done_with(&tensor);
+        }
+    }
+
+    fn unit_tensors(&self, unit: usize) -> impl Iterator<Item = SourceTensor<'_>> {
+        unit_tensors(&self.source, unit)
+    }
+
+    /// Bytes charged for everything but vectors.
+    fn residency_bytes(&self) -> u64 {
+        self.residency.bytes(&self.units) + self.embedding_bytes()
+    }
+
+    fn embedding_bytes(&self) -> u64 {
+        match self.holds_embedding {
+            true => embedding_bytes(&self.source),
+            false => 0,
+        }
+    }
+
+    /// Bytes that [`Model::release`] can free.
+    pub fn releasable_bytes(&self) -> u64 {
+        let least = Residency::least(&self.units).bytes(&self.units);
+        self.residency_bytes().saturating_sub(least)
+    }
+
+    /// Streams as many more units as it takes to free `bytes`, or as free most. Returns the bytes freed.
+    /// Products are the same to the bit.
+    pub fn release(&mut self, bytes: u64) -> u64 {
+        let held = self.residency_bytes();
+        let room = held.saturating_sub(bytes);
+        let next =
+            Residency::fitting(&self.units, room).unwrap_or_else(|| Residency::least(&self.units));
+        let freed = held.saturating_sub(next.bytes(&self.units));
+        if freed == 0 {
+            return 0;
+        }
+        let old = std::mem::replace(&mut self.residency, next);
+        self.holds_embedding = false;
+        for unit in 0..self.units.len() {
+            if old.is_held(unit) && !self.residency.is_held(unit) {
+                self.drop_panels(unit);
+                self.give_pages_back(unit);
+            }
+        }
+        self.settle();
+        freed
+    }
+
+    /// Holds one more unit, if that takes at most `spare_bytes`. Whether it did.
+    ///
+    /// # Errors
+    /// If a worker panics while repacking; the unit is streamed as before.
+    pub fn take_back(
+        &mut self,
+        spare_bytes: u64,
+        context: Context<'_>,
+    ) -> Result<bool, WorkerPanic> {
+        let Some(next) = self.residency.with_one_more() else {
+            return Ok(false);
+        };
+        let (now, then) = (self.residency.bytes(&self.units), next.bytes(&self.units));
+        if then.saturating_sub(now) > spare_bytes {
+            return Ok(false);
+        }
+        let unit = (0..self.units.len()).find(|&u| next.is_held(u) && !self.residency.is_held(u));
+        let Some(unit) = unit else { return Ok(false) };
+        if self.repacked {
+            match self.repack_unit(unit, context) {
+                Ok(()) => {}
+                Err(PackError::OverBudget(_)) => {
+                    self.drop_panels(unit);
+                    self.settle();
+                    return Ok(false);
+                }
+                Err(PackError::Worker(why)) => {
+                    self.drop_panels(unit);
+                    self.settle();
+                    return Err(why);
+                }
+            }
+            self.give_pages_back(unit);
+        }
+        let old = std::mem::replace(&mut self.residency, next);
+        if self.settle() {
+            return Ok(true);
+        }
+        self.residency = old;
+        self.drop_panels(unit);
+        self.settle();
+        Ok(false)
+    }
+
+    fn repack_unit(&mut self, unit: usize, context: Context<'_>) -> Result<(), PackError> {
+        let (source, budget) = (Arc::clone(&self.source), self.charge.budget().clone());
+        for matrix in self.unit_matrices(unit) {
+            let tensor = source
+                .tensor(matrix.name)
+                .expect("found when the model was loaded");
+            let view = MatrixRef::new(matrix.format, matrix.rows, matrix.cols, tensor.bytes)
+                .expect("lengths were checked when the model was loaded");
+            matrix.panels = Some(pack(view, &budget, context)?);
+        }
+        Ok(())
+    }
+
+    /// Frees the panels of a unit; their charge becomes this model's own, until it settles.
+    fn drop_panels(&mut self, unit: usize) {
+        let freed: Vec<Buffer<u8>> = self
+            .unit_matrices(unit)
+            .into_iter()
+            .filter_map(|matrix| matrix.panels.take())
+            .collect();
+        for panels in freed {
+            // Of the same kind and budget. Were it not, it would be given back: no harm.
+            let _ = self.charge.merge(panels.into_charge());
+        }
+    }
+
+    fn unit_matrices(&mut self, unit: usize) -> Vec<&mut Matrix> {
+        match self.layers.get_mut(unit) {
+            Some(layer) => layer.matrices_mut().into_iter().collect(),
+            None => vec![self.output.as_mut().unwrap_or(&mut self.embedding)],
+        }
+    }
+
+    /// Makes the charge what is mapped. Whether the budget allowed it.
+    fn settle(&mut self) -> bool {
+        let mapped = mapped_bytes(&self.units, &self.residency, self.repacked);
+        let needed = self.vector_bytes + mapped + self.embedding_bytes();
+        self.charge.resize(needed).is_ok()
     }
 }
 
@@ -301,56 +494,149 @@ pub fn kv_block_bytes(config: &ModelConfig) -> Result<usize, KvLayoutError> {
     Ok(kv_layout(config)?.block_bytes(KV_FORMAT))
 }
 
-/// Bytes that the weights take when repacked.
-pub fn panel_bytes(source: &ModelSource) -> u64 {
-    let config = source.config();
-    let bytes = |name: TensorName| {
-        let Some(tensor) = source.optional(name) else {
-            return 0;
-        };
-        let packed = matrix::panel_bytes(tensor.format, tensor.rows(), tensor.cols());
-        let kept = tensor.shape.len() == 1
-            || (name == TensorName::TokenEmbedding && !config.tied_embeddings);
-        if kept {
-            tensor.bytes.len() as u64
-        } else {
-            packed as u64
+/// The fewest bytes that the weights can be held in, streamed as far as that helps.
+pub fn least_weight_bytes(source: &ModelSource) -> u64 {
+    let units = unit_bytes(source, true);
+    vector_bytes(source) + Residency::least(&units).bytes(&units)
+}
+
+/// Bytes of weights that each forward pass reads from the file if `room_bytes` of memory can be had for them; none if
+/// that is too little for any.
+pub fn streamed_bytes_within(source: &ModelSource, room_bytes: u64) -> Option<u64> {
+    let units = unit_bytes(source, true);
+    let room = room_bytes.checked_sub(vector_bytes(source))?;
+    let residency = Residency::fitting(&units, room)?;
+    Some(residency.streamed_bytes(&units))
+}
+
+fn unit_bytes(source: &ModelSource, repack: bool) -> Vec<UnitBytes> {
+    let held = |tensor: &SourceTensor<'_>| match repack {
+        true => {
+            let bytes = matrix::panel_bytes(tensor.format, tensor.rows(), tensor.cols());
+            Buffer::<u8>::charged_bytes_for(bytes).unwrap_or(usize::MAX)
         }
+        false => tensor.bytes.len(),
     };
-    TensorName::all(config)
-        .map(bytes)
-        .fold(0, u64::saturating_add)
+    (0..=source.config().layers)
+        .map(|unit| {
+            unit_tensors(source, unit).fold(UnitBytes::default(), |sum, tensor| UnitBytes {
+                file: sum.file + tensor.bytes.len() as u64,
+                held: sum.held.saturating_add(held(&tensor) as u64),
+            })
+        })
+        .collect()
+}
+
+/// The matrices of a unit.
+fn unit_tensors(source: &ModelSource, unit: usize) -> impl Iterator<Item = SourceTensor<'_>> {
+    let layers = source.config().layers;
+    let names: Vec<TensorName> = match unit < layers {
+        true => {
+            let layer = |tensor| TensorName::Layer(unit, tensor);
+            LayerTensor::ALL.into_iter().map(layer).collect()
+        }
+        false => vec![TensorName::Output],
+    };
+    names
+        .into_iter()
+        .filter_map(|name| source.optional(name))
+        .filter(|tensor| tensor.shape.len() > 1)
+}
+
+/// Bytes of norms and biases, as f32.
+fn vector_bytes(source: &ModelSource) -> u64 {
+    TensorName::all(source.config())
+        .filter_map(|name| source.optional(name))
+        .filter(|tensor| tensor.shape.len() == 1)
+        .map(|tensor| (tensor.len() * size_of::<f32>()) as u64)
+        .sum()
+}
+
+/// Bytes of the embedding, unless it is the output matrix too.
+fn embedding_bytes(source: &ModelSource) -> u64 {
+    match source.config().tied_embeddings {
+        true => 0,
+        false => source
+            .optional(TensorName::TokenEmbedding)
+            .map_or(0, |tensor| tensor.bytes.len() as u64),
+    }
+}
+
+/// Bytes of the file's pages that have to be charged.
+fn mapped_bytes(units: &[UnitBytes], residency: &Residency, repacked: bool) -> u64 {
+    match repacked {
+        true => residency.window_bytes(units),
+        false => residency.bytes(units),
+    }
+}
+
+/// Why a matrix was not repacked.
+#[derive(Debug, thiserror::Error)]
+enum PackError {
+    #[error(transparent)]
+    OverBudget(#[from] OverBudget),
+    #[error(transparent)]
+    Worker(#[from] WorkerPanic),
+}
+
+impl From<PackError> for LoadError {
+    fn from(why: PackError) -> Self {
+        match why {
+            PackError::OverBudget(why) => Self::OverBudget(why),
+            PackError::Worker(why) => Self::Worker(why),
+        }
+    }
+}
+
+fn pack(
+    view: MatrixRef<'_>,
+    budget: &Budget,
+    context: Context<'_>,
+) -> Result<Buffer<u8>, PackError> {
+    let bytes = matrix::panel_bytes(view.format(), view.rows(), view.cols());
+    let mut panels = Buffer::zeroed(budget, ChargeKind::Weights, bytes)?;
+    panels.advise_huge();
+    matrix::pack(context, view, &mut panels)?;
+    Ok(panels)
+}
+
+/// Where a matrix is put.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Repacked.
+    Panels,
+    /// Held in the file's pages.
+    Mapped,
+    /// Nowhere: read at each use.
+    Streamed,
 }
 
 struct Loader<'a, 'b> {
     source: &'a ModelSource,
     budget: &'a Budget,
-    charge: Charge,
-    repack: bool,
     progress: LoadProgress,
     options: &'a mut LoadOptions<'b>,
 }
 
 impl Loader<'_, '_> {
-    fn layer(&mut self, layer: usize) -> Result<LayerWeights, LoadError> {
+    fn layer(&mut self, layer: usize, place: Place) -> Result<LayerWeights, LoadError> {
         let name = |tensor| TensorName::Layer(layer, tensor);
-        let repack = self.repack;
         Ok(LayerWeights {
             attention_norm: self.vector(name(LayerTensor::AttnNorm))?,
-            q: self.matrix(name(LayerTensor::AttnQ), repack)?,
-            k: self.matrix(name(LayerTensor::AttnK), repack)?,
-            v: self.matrix(name(LayerTensor::AttnV), repack)?,
+            q: self.matrix(name(LayerTensor::AttnQ), place)?,
+            k: self.matrix(name(LayerTensor::AttnK), place)?,
+            v: self.matrix(name(LayerTensor::AttnV), place)?,
             q_bias: self.optional(layer, LayerTensor::AttnQBias)?,
             k_bias: self.optional(layer, LayerTensor::AttnKBias)?,
             v_bias: self.optional(layer, LayerTensor::AttnVBias)?,
             q_norm: self.optional(layer, LayerTensor::AttnQNorm)?,
             k_norm: self.optional(layer, LayerTensor::AttnKNorm)?,
-            output: self.matrix(name(LayerTensor::AttnOutput), repack)?,
+            output: self.matrix(name(LayerTensor::AttnOutput), place)?,
             output_bias: self.optional(layer, LayerTensor::AttnOutputBias)?,
             ffn_norm: self.vector(name(LayerTensor::FfnNorm))?,
-            gate: self.matrix(name(LayerTensor::FfnGate), repack)?,
-            up: self.matrix(name(LayerTensor::FfnUp), repack)?,
-            down: self.matrix(name(LayerTensor::FfnDown), repack)?,
+            gate: self.matrix(name(LayerTensor::FfnGate), place)?,
+            up: self.matrix(name(LayerTensor::FfnUp), place)?,
+            down: self.matrix(name(LayerTensor::FfnDown), place)?,
         })
     }
 
@@ -369,8 +655,6 @@ impl Loader<'_, '_> {
     fn vector(&mut self, name: TensorName) -> Result<Vec<f32>, LoadError> {
         let tensor = self.source.tensor(name)?;
         tensor.validate_finite()?;
-        self.charge
-            .resize(self.charge.bytes() + (tensor.len() * size_of::<f32>()) as u64)?;
         let mut values = vec![0.0; tensor.len()];
         MatrixRef::new(tensor.format, 1, tensor.len(), tensor.bytes)?
             .dequantize_row(0, &mut values);
@@ -378,18 +662,22 @@ impl Loader<'_, '_> {
         Ok(values)
     }
 
-    fn matrix(&mut self, name: TensorName, repack: bool) -> Result<Matrix, LoadError> {
+    fn matrix(&mut self, name: TensorName, place: Place) -> Result<Matrix, LoadError> {
         let tensor = self.source.tensor(name)?;
         let (format, rows, cols) = (tensor.format, tensor.rows(), tensor.cols());
         let view = MatrixRef::new(format, rows, cols, tensor.bytes)?;
         self.source.will_need(&tensor);
         tensor.validate_finite()?;
-        let panels = if repack { Some(self.pack(view)?) } else { None };
-        if repack {
+        let context = Context {
+            isa: self.options.isa,
+            pool: self.options.pool,
+        };
+        let panels = match place {
+            Place::Panels => Some(pack(view, self.budget, context)?),
+            Place::Mapped | Place::Streamed => None,
+        };
+        if place != Place::Mapped {
             self.source.done_with(&tensor);
-        } else {
-            self.charge
-                .resize(self.charge.bytes() + tensor.bytes.len() as u64)?;
         }
         self.advance(tensor.bytes.len());
         Ok(Matrix {
@@ -399,18 +687,6 @@ impl Loader<'_, '_> {
             format,
             panels,
         })
-    }
-
-    fn pack(&self, view: MatrixRef<'_>) -> Result<Buffer<u8>, LoadError> {
-        let bytes = matrix::panel_bytes(view.format(), view.rows(), view.cols());
-        let mut panels = Buffer::zeroed(self.budget, ChargeKind::Weights, bytes)?;
-        panels.advise_huge();
-        let context = Context {
-            isa: self.options.isa,
-            pool: self.options.pool,
-        };
-        matrix::pack(context, view, &mut panels)?;
-        Ok(panels)
     }
 
     fn advance(&mut self, bytes: usize) {

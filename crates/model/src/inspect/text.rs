@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{Inspection, MemoryCost};
+use super::{BudgetOutlook, Inspection, MemoryCost};
 use crate::config::{ModelConfig, RopeScaling};
 
 impl Display for Inspection {
@@ -44,6 +44,10 @@ impl Display for Inspection {
         if let Some(memory) = &self.memory {
             writeln!(f)?;
             write_memory(f, memory)?;
+        }
+        if let Some(budget) = &self.budget {
+            writeln!(f)?;
+            write_budget(f, budget)?;
         }
         if f.alternate() {
             writeln!(f)?;
@@ -182,6 +186,27 @@ fn write_memory(f: &mut Formatter<'_>, memory: &MemoryCost) -> fmt::Result {
         writeln!(f, "  {name:<16} {:>10}{note}", Bytes(bytes).to_string())?;
     }
     Ok(())
+}
+
+fn write_budget(f: &mut Formatter<'_>, outlook: &BudgetOutlook) -> fmt::Result {
+    write!(f, "in a budget of {}: ", Bytes(outlook.budget_bytes))?;
+    match outlook.streamed_bytes_per_step {
+        None => return writeln!(f, "too small to run"),
+        Some(0) => return writeln!(f, "all weights find room"),
+        Some(bytes) => write!(
+            f,
+            "{} of weights are read from the file at each step",
+            Bytes(bytes)
+        )?,
+    }
+    if let Some((disk, steps)) = outlook.disk_bytes_per_s.zip(outlook.steps_per_s_at_most) {
+        let disk = Bytes(disk as u64);
+        write!(
+            f,
+            "; its disk gives {disk} a second, so {steps:.1} tokens a second at most"
+        )?;
+    }
+    writeln!(f)
 }
 
 /// Writes rows of four cells: the first two to the left, the others to the right.

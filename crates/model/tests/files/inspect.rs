@@ -146,3 +146,23 @@ fn keys_and_values_cost_what_their_blocks_take() {
     let cost = MemoryCost::new(&config, 0, 33, 1, 0);
     assert_eq!(cost.kv_bytes, 2 * block_bytes);
 }
+
+#[test]
+fn a_budget_tells_what_will_be_read_from_the_file() {
+    let mut inspection = inspect(&tiny().gguf());
+    let mut text = |streamed, disk| {
+        inspection.set_budget(1 << 30, streamed, disk);
+        inspection.to_string()
+    };
+    assert!(text(None, None).ends_with("in a budget of 1.0 GiB: too small to run\n"));
+    assert!(text(Some(0), None).ends_with("all weights find room\n"));
+    assert!(
+        text(Some(3 << 20), None)
+            .ends_with("3.0 MiB of weights are read from the file at each step\n")
+    );
+    let text = text(Some(3 << 20), Some(6e6));
+    assert!(
+        text.ends_with("gives 5.7 MiB a second, so 1.9 tokens a second at most\n"),
+        "{text}"
+    );
+}
