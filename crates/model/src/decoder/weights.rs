@@ -171,13 +171,8 @@ impl Model {
         let room = budget
             .available()
             .saturating_sub(vector_bytes.saturating_add(options.reserve_bytes));
-        let whole = Residency::whole(units.len());
-        let all_fit = whole.bytes(&units).saturating_add(embedding_bytes) <= room;
-        let holds_embedding = all_fit || options.repack == Repack::Always;
-        let residency = match holds_embedding {
-            true => whole,
-            false => Residency::fitting(&units, room).unwrap_or_else(|| Residency::least(&units)),
-        };
+        let always = options.repack == Repack::Always;
+        let (residency, holds_embedding) = choose(&units, embedding_bytes, room, always);
         let mut charge = budget.try_charge(ChargeKind::Weights, vector_bytes)?;
         let mapped = mapped_bytes(&units, &residency, repack)
             + if holds_embedding { embedding_bytes } else { 0 };
@@ -560,6 +555,22 @@ fn embedding_bytes(source: &ModelSource) -> u64 {
             .optional(TensorName::TokenEmbedding)
             .map_or(0, |tensor| tensor.bytes.len() as u64),
     }
+}
+
+/// Which units to hold in `room_bytes`, and whether an embedding of its own is held too: all, if they fit or
+/// `always`.
+fn choose(
+    units: &[UnitBytes],
+    embedding_bytes: u64,
+    room_bytes: u64,
+    always: bool,
+) -> (Residency, bool) {
+    let whole = Residency::whole(units.len());
+    if always || whole.bytes(units).saturating_add(embedding_bytes) <= room_bytes {
+        return (whole, true);
+    }
+    let fitting = Residency::fitting(units, room_bytes);
+    (fitting.unwrap_or_else(|| Residency::least(units)), false)
 }
 
 /// Bytes of the file's pages that have to be charged.
