@@ -10,7 +10,8 @@
 //! | `Gone` | nobody; the name is kept for the blocks below it | – |
 //!
 //! A block that cannot be brought back (torn, damaged, no room) ends the match: it costs a recomputation,
-//! never an error, and is filled again when its tokens are inserted again.
+//! never an error, and is filled again when its tokens are inserted again. Where a match ends, the remote level
+//! is asked, if there is one.
 //!
 //! Blocks sink to int8 and int4 only in namespaces whose [`KvQuality`] allows it, never the first block of a
 //! sequence nor a partial one, and of a running sequence never the newest: see
@@ -32,11 +33,13 @@ use crate::level::KvQuality;
 use crate::policy::{CostModel, Facts, Id, Policy};
 use crate::pool::{Block, KvPool};
 use crate::prefix::{NodeId, PrefixTree};
+use crate::remote::RemoteLevel;
 use crate::table::BlockTable;
 
 mod attach;
 mod forecast;
 mod free;
+mod from_remote;
 #[cfg(test)]
 mod level_tests;
 mod sink;
@@ -74,6 +77,8 @@ pub struct CacheOptions {
     pub fingerprint: Fingerprint,
     /// The disk level, if there is one.
     pub disk: Option<Arc<DiskStore>>,
+    /// The store shared with other processes, if there is one; what goes to disk is written to it too.
+    pub remote: Option<Arc<RemoteLevel>>,
     /// Whether blocks may be packed in RAM.
     pub may_pack: bool,
     /// Codecs of the lossy levels; without one its level is not used.
@@ -91,6 +96,7 @@ impl CacheOptions {
         Self {
             fingerprint,
             disk: None,
+            remote: None,
             may_pack: true,
             quantized: QuantizedLevels::default(),
             reads_in_flight: 4,
@@ -112,6 +118,8 @@ pub struct CacheStats {
     pub packed_hit_tokens: u64,
     /// Of these, attached after reading from disk.
     pub disk_hit_tokens: u64,
+    /// Tokens read from the remote level; they count as attached from RAM besides.
+    pub remote_tokens: u64,
     /// Blocks packed.
     pub packed_blocks: u64,
     /// Blocks that sank to int8.
@@ -142,6 +150,8 @@ pub struct KvCache {
     packed_ratio: f64,
     /// Where the next sample of a large tree begins.
     hand: usize,
+    /// When the remote level was last asked.
+    remote_asked_ms: Option<u64>,
     stats: CacheStats,
 }
 
@@ -168,6 +178,7 @@ impl KvCache {
             measures: true,
             packed_ratio: 0.85,
             hand: 0,
+            remote_asked_ms: None,
             stats: CacheStats::default(),
         })
     }

@@ -4,8 +4,8 @@
 //! and the "logits" of a sequence are a hash of every byte that attention would read. So any block that
 //! is wrong, stale or swapped is seen at once. A quarter of the conversations is exact; the blocks of the
 //! others may sink to lossy levels, and then exactly those bytes may be lost that the lowest level of their
-//! quality loses. Faults: a full disk, failing reads and syncs, flipped bits,
-//! kills, power cuts, budgets that change, requests that are cancelled.
+//! quality loses. Faults: a full disk, failing reads and syncs, flipped bits, a remote store
+//! that fails, is slow or lies, a lost disk beside it, kills, power cuts, budgets that change, requests that are cancelled.
 //!
 //! One seed is one run: the same steps, the same faults, the same outcome.
 
@@ -17,6 +17,8 @@ use neap_memory::disk::fake::FakeStorage;
 use neap_memory::disk::{DiskOptions, DiskStore, Storage};
 use neap_memory::governor::Occasion;
 use neap_memory::hash::{Fingerprint, Namespace};
+use neap_memory::remote::fake::{FakeRemote, Lie};
+use neap_memory::remote::{RemoteLevel, RemoteOptions, RemoteStore};
 use neap_memory::session::{KeepOptions, Sessions};
 use neap_memory::{BlockTable, Budget, CacheOptions, KvCache, KvPool, KvQuality, Level};
 
@@ -51,6 +53,10 @@ pub struct Report {
     pub restarts: u64,
     /// Faults injected.
     pub faults: u64,
+    /// Starts on an empty disk beside a remote store.
+    pub lost_disks: u64,
+    /// Tokens that the remote store brought back.
+    pub remote_tokens: u64,
 }
 
 /// A source of numbers: SplitMix64 (Steele, Lea, Flood 2014).
@@ -170,6 +176,8 @@ struct Running {
 pub struct World {
     random: Random,
     storage: Arc<FakeStorage>,
+    /// The store that outlives machines, in two of three worlds.
+    remote: Option<Arc<FakeRemote>>,
     budget: Budget,
     pool: KvPool,
     disk: Arc<DiskStore>,
@@ -205,13 +213,16 @@ impl World {
         let fingerprint = Fingerprint::of_parts(&[("model", b"fake")]);
         let tenant = Namespace::new(&[5; 32], "sim", &fingerprint);
         let budget = Budget::new(blocks * BLOCK_BYTES as u64);
-        let parts = open(Arc::new(FakeStorage::default()), &budget, fingerprint)?;
+        let remote = (!seed.is_multiple_of(3)).then(Arc::<FakeRemote>::default);
+        let storage = Arc::new(FakeStorage::default());
+        let parts = open(storage, remote.as_ref(), &budget, fingerprint)?;
         let talks = (0..TALKS)
             .map(|talk| vec![0, 1, 2, 3, 4, (talk / 4) as u32])
             .collect();
         Ok(Self {
             random,
             storage: parts.storage,
+            remote,
             budget,
             pool: parts.pool,
             disk: parts.disk,
@@ -247,6 +258,7 @@ impl World {
             let sunk = (after.int8_blocks + after.int4_blocks)
                 .saturating_sub(before.int8_blocks + before.int4_blocks);
             self.report.sunk_blocks += sunk;
+            self.report.remote_tokens += after.remote_tokens.saturating_sub(before.remote_tokens);
         }
         Ok(self.report)
     }
@@ -453,6 +465,9 @@ impl World {
 
     fn inject(&mut self) {
         self.report.faults += 1;
+        if let Some(remote) = self.remote.clone().filter(|_| self.random.one_in(2)) {
+            return self.inject_remote(&remote);
+        }
         // Half of the seeds have no rot, so that completeness is checked to their end.
         match self.random.below(if self.may_rot { 5 } else { 4 }) {
             0 => {
@@ -479,18 +494,43 @@ impl World {
         }
     }
 
+    /// A store that fails, is slow, or lies.
+    fn inject_remote(&mut self, remote: &FakeRemote) {
+        let number = self.random.below(1 << 20);
+        match self.random.below(6) {
+            0 => remote.fail(1 + number as u32 % 8),
+            1 => remote.time_out(1 + number as u32 % 8),
+            2 => remote.lie(Lie::Flip(number)),
+            3 => remote.lie(Lie::Swap),
+            4 => remote.lie(Lie::Cut(number as usize % BLOCK_BYTES)),
+            _ => remote.lie(Lie::Deny),
+        }
+    }
+
+    /// What a restart finds: the disk after a kill or a power cut, or, where there is a remote store, the empty disk
+    /// of another machine.
+    fn storage_after(&mut self) -> FakeStorage {
+        if self.remote.is_some() && self.random.one_in(4) {
+            self.acknowledged.clear();
+            self.report.lost_disks += 1;
+            return FakeStorage::default();
+        }
+        let random = &mut self.random;
+        if random.one_in(2) {
+            self.storage.after_power_cut(|below| random.below(below))
+        } else {
+            self.storage.after_kill()
+        }
+    }
+
     /// A kill or a power cut, and a start from what is left.
     fn restart(&mut self) -> Result<(), String> {
         self.report.restarts += 1;
         self.running = None;
-        let random = &mut self.random;
-        let storage = if random.one_in(2) {
-            self.storage.after_power_cut(|below| random.below(below))
-        } else {
-            self.storage.after_kill()
-        };
+        let storage = self.storage_after();
         self.budget = Budget::new((20 + self.random.below(200)) * BLOCK_BYTES as u64);
-        let parts = open(Arc::new(storage), &self.budget, self.fingerprint)?;
+        let remote = self.remote.as_ref();
+        let parts = open(Arc::new(storage), remote, &self.budget, self.fingerprint)?;
         self.storage = parts.storage;
         self.pool = parts.pool;
         self.disk = parts.disk;
@@ -571,6 +611,7 @@ struct Parts {
 
 fn open(
     storage: Arc<FakeStorage>,
+    remote: Option<&Arc<FakeRemote>>,
     budget: &Budget,
     fingerprint: Fingerprint,
 ) -> Result<Parts, String> {
@@ -582,8 +623,17 @@ fn open(
         .map_err(|e| e.to_string())?;
     let disk = Arc::new(disk);
     let pool = KvPool::new(budget, BLOCK_BYTES, BLOCK_TOKENS);
+    let remote = remote.map(|store| {
+        // No threads: the order of calls must follow from the seed.
+        let options = RemoteOptions {
+            readers: 0,
+            ..RemoteOptions::new([5; 32])
+        };
+        RemoteLevel::start(Arc::clone(store) as Arc<dyn RemoteStore>, budget, options)
+    });
     let options = CacheOptions {
         disk: Some(Arc::clone(&disk)),
+        remote: remote.transpose().map_err(|e| e.to_string())?.map(Arc::new),
         quantized: fake::levels(),
         // One read at a time: the order of faults must follow from the seed.
         reads_in_flight: 1,
@@ -619,6 +669,8 @@ mod tests {
             total.cached_tokens += report.cached_tokens;
             total.sessions_restored += report.sessions_restored;
             total.faults += report.faults;
+            total.lost_disks += report.lost_disks;
+            total.remote_tokens += report.remote_tokens;
             total.sunk_blocks += report.sunk_blocks;
         }
         // The runs did what they are for.
@@ -628,6 +680,10 @@ mod tests {
         );
         assert!(
             total.sessions_restored > 100 && total.faults > 400 && total.sunk_blocks > 1_000,
+            "{total:?}"
+        );
+        assert!(
+            total.lost_disks > 20 && total.remote_tokens > 1_000,
             "{total:?}"
         );
     }

@@ -4,13 +4,21 @@ use std::time::Instant;
 
 use super::{Held, KvCache};
 use crate::codec::{BlockCodec, PACKED_ID, PLAIN_ID, Packed, Plain};
-use crate::disk::Prefetch;
+use crate::disk::{Meta, Prefetch};
 use crate::governor::Occasion;
 use crate::hash::Namespace;
 use crate::level::Level;
 use crate::pool::Block;
 use crate::prefix::NodeId;
 use crate::table::BlockTable;
+
+/// Why stored bytes did not become a block.
+pub(super) enum Undecoded {
+    /// The budget has no room for it.
+    NoRoom,
+    /// They are no block that may be used here.
+    Bad,
+}
 
 impl KvCache {
     /// Attaches the longest cached prefix of `tokens` to `table`, which is empty, and returns its length.
@@ -30,6 +38,7 @@ impl KvCache {
             "a prefix is attached to an empty table"
         );
         self.adopt(namespace, tokens, now_ms);
+        self.adopt_remote(namespace, tokens, now_ms);
         let found = self.tree.lookup(namespace, tokens);
         self.stats.asked_tokens += tokens.len() as u64;
         let block_tokens = self.pool.block_tokens();
@@ -179,6 +188,7 @@ impl KvCache {
 
     /// The next of `reads`, which is of `node`'s block, at the level that it was stored at.
     fn load(&mut self, node: NodeId, reads: &mut Option<Prefetch>) -> Option<Block> {
+        let start = Instant::now();
         let read = reads.as_mut().and_then(Iterator::next);
         let Some((meta, bytes)) = read.and_then(|fetched| fetched.payload) else {
             // For want of room, if the record is still there.
@@ -189,27 +199,47 @@ impl KvCache {
             };
         };
         let lowest = self.tree.get(node)?.quality.lowest(true);
+        match self.decode_stored(lowest, &meta, &bytes) {
+            Ok(block) => {
+                if self.measures {
+                    let us = start.elapsed().as_secs_f64() * 1e6;
+                    self.costs.disk_read.observe(meta.payload_bytes, us);
+                }
+                Some(self.keep(node, block))
+            }
+            Err(Undecoded::NoRoom) => None,
+            Err(Undecoded::Bad) => self.fail(node),
+        }
+    }
+
+    /// A block of stored bytes, at the level that they were stored at: `lowest` or above.
+    pub(super) fn decode_stored(
+        &self,
+        lowest: Level,
+        meta: &Meta,
+        bytes: &[u8],
+    ) -> Result<Block, Undecoded> {
         let quantized = self.options.quantized.iter().find(|c| c.id() == meta.codec);
         let level = quantized.map_or(Level::Hot, |codec| codec.level());
         if level.is_lossy() && level > lowest {
-            return self.fail(node);
+            return Err(Undecoded::Bad);
         }
-        let stored_bytes = quantized.map_or(self.pool.block_bytes(), |codec| {
-            codec.max_encoded_bytes(self.pool.block_bytes())
-        });
-        let mut block = self.pool.allocate_at(level, stored_bytes).ok()?;
-        let out = block.bytes_mut()?;
+        let block_bytes = self.pool.block_bytes();
+        let stored_bytes = quantized.map_or(block_bytes, |c| c.max_encoded_bytes(block_bytes));
+        let mut block = self
+            .pool
+            .allocate_at(level, stored_bytes)
+            .map_err(|_| Undecoded::NoRoom)?;
+        let out = block.bytes_mut().ok_or(Undecoded::Bad)?;
         let decoded = match meta.codec {
             // A block of a lossy level is attended to as it was stored.
-            _ if level.is_lossy() => Plain.decode(&bytes, out),
-            PLAIN_ID => Plain.decode(&bytes, out),
-            PACKED_ID => Packed.decode(&bytes, out),
-            _ => return self.fail(node),
+            _ if level.is_lossy() => Plain.decode(bytes, out),
+            PLAIN_ID => Plain.decode(bytes, out),
+            PACKED_ID => Packed.decode(bytes, out),
+            _ => return Err(Undecoded::Bad),
         };
-        if decoded.is_err() {
-            return self.fail(node);
-        }
-        Some(self.keep(node, block))
+        decoded.map_err(|_| Undecoded::Bad)?;
+        Ok(block)
     }
 
     /// The tree keeps the attendable form: it was wanted just now.

@@ -79,6 +79,9 @@ impl KvCache {
                 .observe(payload.len() as u64, start.elapsed().as_secs_f64() * 1e6);
         }
         entry.is_on_disk = written;
+        if let Some(remote) = self.options.remote.as_ref().filter(|_| written) {
+            remote.offer(info.hash, self.options.fingerprint, disk);
+        }
         written
     }
 }

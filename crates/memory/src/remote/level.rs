@@ -104,7 +104,7 @@ struct Shared {
     mac_key: [u8; 32],
     stats: Mutex<RemoteStats>,
     breaker: Mutex<Breaker>,
-    /// The caller's clock when it last called.
+    /// The caller's clock when it last read.
     now_ms: AtomicU64,
     /// Offers that are not done.
     pending: AtomicUsize,
@@ -248,14 +248,7 @@ impl RemoteLevel {
 
     /// Has a block that `disk` holds written to the store, soon and behind the caller's back, if the store
     /// has not got it. Never waits: where too many wait already, the block is not written.
-    pub fn offer(
-        &self,
-        key: BlockHash,
-        fingerprint: Fingerprint,
-        disk: &Arc<DiskStore>,
-        now_ms: u64,
-    ) {
-        self.shared.now_ms.store(now_ms, Ordering::Relaxed);
+    pub fn offer(&self, key: BlockHash, fingerprint: Fingerprint, disk: &Arc<DiskStore>) {
         let disk = Arc::clone(disk);
         let offer = Offer {
             key,

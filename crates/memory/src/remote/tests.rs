@@ -60,7 +60,7 @@ impl Process {
         self.disk
             .put(Kind::Block, key, &meta(&payload), &payload)
             .unwrap();
-        self.level.offer(key, fingerprint(), &self.disk, 0);
+        self.level.offer(key, fingerprint(), &self.disk);
     }
 
     /// How many of the first `count` blocks come back, each with its own bytes.
