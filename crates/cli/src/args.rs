@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use neap_memory::{KvQuality, Level};
 
 use crate::bytes;
 
@@ -68,12 +69,43 @@ pub struct ModelArgs {
     /// Tokens of a prompt that are computed in one step.
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub chunk: u32,
+    /// How low keys and values may sink when room is short: exact, high (int8), balanced (int8, and int4 where
+    /// nothing uses them) or small (int4).
+    ///
+    /// `neap eval kv` measures what each level loses. Left out, it is exact, or what --kv-level needs.
+    #[arg(long, value_name = "QUALITY")]
+    pub kv_quality: Option<KvQuality>,
+    /// Level of keys and values but for the first 32 and the newest 128 tokens: auto (hot until room is short), int8
+    /// or int4.
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = KvLevel::Auto)]
+    pub kv_level: KvLevel,
     /// Whether weights are rearranged for speed at load.
     #[arg(long, value_enum, default_value_t = Repack::Auto)]
     pub repack: Repack,
     /// Instruction set to use instead of the best one (for tests): scalar, avx2, avx512, avx512vnni, …
     #[arg(long, value_name = "NAME", hide_short_help = true)]
     pub isa: Option<neap_kernels::Isa>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum KvLevel {
+    /// Hot until room is short, then as the quality allows.
+    Auto,
+    /// Eight bits a value.
+    Int8,
+    /// Four bits a value.
+    Int4,
+}
+
+impl KvLevel {
+    /// The level that blocks sink to at once; hot: none.
+    pub fn level(self) -> Level {
+        match self {
+            Self::Auto => Level::Hot,
+            Self::Int8 => Level::Int8,
+            Self::Int4 => Level::Int4,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -270,6 +302,8 @@ pub enum EvalCommand {
     Recall(EvalRecallArgs),
     /// How well a model guesses a text, as llama.cpp's perplexity defines it.
     Perplexity(EvalPerplexityArgs),
+    /// What each level of keys and values costs in quality: bits, perplexity, KL divergence and recall.
+    Kv(EvalKvArgs),
 }
 
 #[derive(Debug, Args)]
@@ -297,6 +331,27 @@ pub struct EvalPerplexityArgs {
     /// Tokens of a window; the second half of each is scored.
     #[arg(short, long, value_name = "TOKENS", default_value_t = 512)]
     pub window: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalKvArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text; the one inside neap that its model was not trained on, if left out.
+    #[arg(short, long, value_name = "PATH")]
+    pub file: Option<PathBuf>,
+    /// Tokens of a window; the second half of each is scored.
+    #[arg(short, long, value_name = "TOKENS", default_value_t = 2048)]
+    pub window: usize,
+    /// Windows of the text at most.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub windows: usize,
+    /// Do not ask for facts; the tasks inside neap are in the language of its own model.
+    #[arg(long)]
+    pub no_recall: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -59,9 +59,10 @@ enum Next {
 impl<'a> Chat<'a> {
     /// Begins a conversation, or goes on with the one that is kept.
     fn begin(args: &'a ChatArgs, loaded: Loaded, store: Option<&Store>) -> Result<Self, Failure> {
-        let (fingerprint, block_tokens) = (loaded.fingerprint, loaded.engine.kv().block_tokens());
+        let block_tokens = loaded.engine.kv().block_tokens();
+        let bytes_of = (loaded.fingerprint, loaded.quality);
         let kept = store.zip(args.session.as_deref());
-        let kept = kept.map(|(store, name)| store.conversation(name, fingerprint, block_tokens));
+        let kept = kept.map(|(store, name)| store.conversation(name, bytes_of, block_tokens));
         let mut chat = Self {
             args,
             loaded,

@@ -1,5 +1,6 @@
 //! `neap eval`: how good a model's memory and its guesses are.
 
+mod kv;
 mod perplexity;
 mod recall;
 
@@ -9,6 +10,7 @@ use crate::failure::Failure;
 pub fn run(command: &EvalCommand) -> Result<(), Failure> {
     match command {
         EvalCommand::Recall(args) => recall::run(args),
+        EvalCommand::Kv(args) => kv::run(args),
         EvalCommand::Perplexity(args) => perplexity::run(args),
     }
 }

@@ -9,7 +9,7 @@ use neap_kernels::{Isa, ThreadPool, pool};
 use neap_memory::cache::{CacheOptions, KvCache};
 use neap_memory::disk::DiskStore;
 use neap_memory::pressure::watch::{Watch, WatchOptions};
-use neap_memory::{Budget, Fingerprint, KvPool, OverBudget};
+use neap_memory::{Budget, Fingerprint, KvPool, KvQuality, Level, OverBudget, QuantizedLevels};
 use neap_model::chat::ChatTemplate;
 use neap_model::decoder::{self, CpuDecoder, Decoder, DecoderLimits, LoadOptions, Model};
 use neap_model::source::ModelSource;
@@ -30,6 +30,11 @@ pub struct Parts {
     pub decoder: CpuDecoder,
     pub kv: KvPool,
     pub budget: Budget,
+    /// Codecs of the lossy levels.
+    pub quantized: QuantizedLevels,
+    pub quality: KvQuality,
+    /// The level that blocks sink to at once; hot: none.
+    pub level: Level,
     pub threads: usize,
     pub isa: Isa,
 }
@@ -42,6 +47,7 @@ pub struct Loaded {
     pub template: ChatTemplate,
     /// What the contents of a KV block depend on.
     pub fingerprint: Fingerprint,
+    pub quality: KvQuality,
     _pressure: Watch,
 }
 
@@ -68,6 +74,7 @@ fn open(args: &ModelArgs) -> Result<(String, Arc<ModelSource>), Failure> {
 /// Loads weights and reserves scratch for `sequences` at once.
 pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> {
     let (name, source) = open(args)?;
+    let quality = quality(args)?;
     let limit = args
         .memory
         .unwrap_or_else(|| neap_memory::default_budget().bytes);
@@ -121,6 +128,9 @@ pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> 
         decoder,
         kv,
         budget,
+        quantized: decoder::quantized_levels(layout, isa),
+        quality,
+        level: args.kv_level.level(),
         threads,
         isa,
     })
@@ -140,6 +150,7 @@ pub fn load(
     let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
     let options = CacheOptions {
         disk: disk.cloned(),
+        quantized: parts.quantized,
         ..CacheOptions::new(fingerprint)
     };
     let mapped_bytes = parts.decoder.model().mapped_bytes();
@@ -150,7 +161,8 @@ pub fn load(
         fingerprint,
         // One user: there is nobody to keep anything from.
         secret: [0; 32],
-        ..EngineConfig::default()
+        quality: parts.quality,
+        level: parts.level,
     };
     let engine = Engine::new(parts.decoder, Some(tokenizer.clone()), cache, config);
     let pressure = Watch::begin(&parts.budget, WatchOptions::default())?;
@@ -158,11 +170,26 @@ pub fn load(
     Ok(Loaded {
         name: parts.name,
         fingerprint,
+        quality: parts.quality,
         engine,
         tokenizer,
         template,
         _pressure: pressure,
     })
+}
+
+/// How low keys and values may sink: what is asked for, or what the level that is asked for needs.
+fn quality(args: &ModelArgs) -> Result<KvQuality, Failure> {
+    let level = args.kv_level.level();
+    let allows = |quality: &KvQuality| quality.lowest(true) >= level;
+    match args.kv_quality {
+        Some(quality) if !allows(&quality) => Err(Failure::new(format!(
+            "--kv-quality {quality} keeps keys and values above {level}: leave it out, or --kv-level"
+        ))),
+        Some(quality) => Ok(quality),
+        None if level == Level::Int4 => Ok(KvQuality::Small),
+        None => Ok(KvQuality::ALL.into_iter().find(allows).unwrap_or_default()),
+    }
 }
 
 /// The tokenizer that comes with a model.

@@ -20,6 +20,7 @@ mod run;
 mod sampling;
 mod serve;
 mod shipped;
+mod sinker;
 
 use std::process::ExitCode;
 

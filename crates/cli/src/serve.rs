@@ -95,6 +95,7 @@ fn engine(
     let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
     let options = CacheOptions {
         disk: disk.map(|d| Arc::clone(&d.store)),
+        quantized: parts.quantized.clone(),
         ..CacheOptions::new(fingerprint)
     };
     let cache = KvCache::new(&parts.kv, options).map_err(|why| {
@@ -110,7 +111,8 @@ fn engine(
             Some(disk) => disk.secret,
             None => random_secret()?,
         },
-        ..EngineConfig::default()
+        quality: parts.quality,
+        level: parts.level,
     };
     Ok(Engine::new(
         parts.decoder,

@@ -5,6 +5,7 @@
 
 mod angles;
 mod cpu;
+mod levels;
 mod residency;
 mod scratch;
 mod weights;
@@ -13,6 +14,7 @@ use neap_kernels::WorkerPanic;
 use neap_memory::BlockTable;
 
 pub use cpu::CpuDecoder;
+pub use levels::quantized_levels;
 pub use weights::{
     LoadError, LoadOptions, LoadProgress, Model, Repack, kv_block_bytes, kv_layout,
     least_weight_bytes, streamed_bytes_within,

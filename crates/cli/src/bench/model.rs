@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use neap_kernels::kv::{self, KvFormat};
-use neap_memory::{BlockTable, KvPool};
+use neap_memory::{Block, BlockTable, KvPool};
 use neap_model::decoder::{CpuDecoder, Decoder, LogitsWanted, SequenceChunk};
 use serde::Serialize;
 
@@ -14,6 +14,7 @@ use crate::args::BenchModelArgs;
 use crate::failure::Failure;
 use crate::loading::{self, Parts};
 use crate::report;
+use crate::sinker::Sinker;
 
 #[derive(Serialize)]
 struct Report {
@@ -21,6 +22,7 @@ struct Report {
     threads: usize,
     isa: String,
     repacked: bool,
+    kv_level: &'static str,
     weights_bytes: u64,
     results: Vec<Row>,
 }
@@ -43,9 +45,11 @@ struct Row {
 pub fn run(args: &BenchModelArgs) -> Result<(), Failure> {
     let max_batch = args.batch.iter().copied().max().unwrap_or(1).max(1);
     let parts = loading::load_parts(&args.model, max_batch)?;
+    let sinker = Sinker::new(&parts, parts.level)?;
     let mut bench = Bench {
         args,
         parts,
+        sinker,
         random: 1,
     };
     let mut rows = Vec::new();
@@ -69,6 +73,7 @@ pub fn run(args: &BenchModelArgs) -> Result<(), Failure> {
 struct Bench<'a> {
     args: &'a BenchModelArgs,
     parts: Parts,
+    sinker: Sinker,
     random: u64,
 }
 
@@ -80,6 +85,7 @@ impl Bench<'_> {
             threads: self.parts.threads,
             isa: self.parts.isa.to_string(),
             repacked: model.is_repacked(),
+            kv_level: self.parts.level.name(),
             weights_bytes: model.weights_bytes(),
             results,
         }
@@ -124,7 +130,8 @@ impl Bench<'_> {
             let budget = &self.parts.budget;
             let kv_bytes = tables
                 .iter()
-                .map(|t| t.len_blocks() as u64 * self.parts.kv.charged_block_bytes())
+                .flat_map(BlockTable::blocks)
+                .map(Block::charged_bytes)
                 .sum();
             memory = (kv_bytes, budget.charged(), report::rss_bytes().unwrap_or(0));
         }
@@ -203,6 +210,7 @@ impl Bench<'_> {
             }
         }
         table.advance(depth);
+        self.sinker.sink(&mut table);
         Ok(table)
     }
 
@@ -222,6 +230,7 @@ impl Bench<'_> {
                 table,
                 logits,
             }])?;
+            self.sinker.sink(table);
         }
         Ok(())
     }
@@ -239,6 +248,9 @@ impl Bench<'_> {
                 })
                 .collect();
             self.parts.decoder.forward(&mut batch)?;
+            for table in tables.iter_mut() {
+                self.sinker.sink(table);
+            }
         }
         Ok(())
     }

@@ -3,20 +3,25 @@
 //! As llama.cpp's `perplexity` defines it: the tokens are cut into windows of `--context` tokens, each
 //! begins with BOS where the model uses one, and the tokens of the second half of each window are scored,
 //! so that every scored token has at least half a window before it. The result is
-//! exp(mean negative log likelihood).
+//! exp(mean negative log likelihood). With `--kv-level` all keys and values are at that level but the first
+//! block's and the newest 128 tokens'.
+
+use std::ops::Range;
+use std::path::Path;
 
 use indicatif::ProgressBar;
 use neap_memory::BlockTable;
 use neap_model::decoder::{Decoder, LogitsWanted, SequenceChunk};
-use neap_model::tokenizer::{EncodeOptions, Tokenizer};
+use neap_model::tokenizer::EncodeOptions;
 use serde::Serialize;
 
 use crate::args::EvalPerplexityArgs;
 use crate::failure::Failure;
 use crate::loading::{self, Parts};
+use crate::sinker::Sinker;
 
 /// Rows of logits computed at once.
-const ROWS: usize = 64;
+pub(super) const ROWS: usize = 64;
 
 #[derive(Serialize)]
 struct Report {
@@ -29,38 +34,25 @@ struct Report {
 }
 
 pub fn run(args: &EvalPerplexityArgs) -> Result<(), Failure> {
-    let bytes = std::fs::read(&args.file).map_err(|why| {
-        Failure::new(format!(
-            "the text {} can't be read: {why}",
-            args.file.display()
-        ))
-    })?;
-    let text = String::from_utf8(bytes)
-        .map_err(|why| Failure::new(format!("{} is not UTF-8 text: {why}", args.file.display())))?;
+    let text = read_text(&args.file)?;
     let mut parts = loading::load_parts(&args.model, ROWS)?;
-    let tokenizer = loading::tokenizer(&parts.source)?;
-    let window = args.window.min(parts.decoder.context_tokens());
-    let tokens = tokenizer.encode(
-        &text,
-        EncodeOptions {
-            add_bos: false,
-            parse_special: false,
-        },
-    )?;
-    if window < 8 || tokens.len() < window {
-        let n = tokens.len();
-        return Err(Failure::new(format!(
-            "a window of {window} tokens is too small, or longer than the text of {n}"
-        )));
-    }
-    let bar = ProgressBar::new((tokens.len() / window) as u64);
+    let windows = Windows::of(&parts, &text, args.window)?;
+    let mut lane = Lane {
+        table: BlockTable::new(&parts.kv),
+        sinker: Sinker::new(&parts, parts.level)?,
+    };
+    let bar = ProgressBar::new(windows.len() as u64);
     let mut losses = Vec::new();
-    for tokens in tokens.chunks_exact(window) {
-        score(&mut parts, &tokenizer, tokens, &mut losses)?;
+    for window in windows.iter() {
+        lane.table.clear();
+        for step in windows.steps(lane.sinker.is_lossy()) {
+            let rows = lane.forward(&mut parts, &window, &step)?;
+            losses.extend(losses_of(rows, &window, &step));
+        }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let report = summarize(&losses, tokens.len() / window, window);
+    let report = summarize(&losses, windows.len(), windows.tokens_each);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -76,49 +68,126 @@ pub fn run(args: &EvalPerplexityArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Appends the negative log likelihood of each token of the window's second half.
-fn score(
-    parts: &mut Parts,
-    tokenizer: &Tokenizer,
-    window: &[u32],
-    losses: &mut Vec<f64>,
-) -> Result<(), Failure> {
-    let mut tokens = window.to_vec();
-    if tokenizer.adds_bos()
-        && let Some(bos) = tokenizer.bos()
-    {
-        tokens[0] = bos;
+pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
+    let bytes = std::fs::read(path)
+        .map_err(|why| Failure::new(format!("the text {} can't be read: {why}", path.display())))?;
+    String::from_utf8(bytes)
+        .map_err(|why| Failure::new(format!("{} is not UTF-8 text: {why}", path.display())))
+}
+
+/// A text cut into windows.
+pub(super) struct Windows {
+    tokens: Vec<u32>,
+    bos: Option<u32>,
+    /// Tokens of a window.
+    pub tokens_each: usize,
+    step: usize,
+}
+
+/// Tokens of a window that are computed together.
+pub(super) struct Step {
+    tokens: Range<usize>,
+    is_scored: bool,
+}
+
+impl Windows {
+    /// Cuts `text` into windows of `tokens_each` tokens, or of the model's context if that is less.
+    pub fn of(parts: &Parts, text: &str, tokens_each: usize) -> Result<Self, Failure> {
+        let tokenizer = loading::tokenizer(&parts.source)?;
+        let tokens_each = tokens_each.min(parts.decoder.context_tokens());
+        let options = EncodeOptions {
+            add_bos: false,
+            parse_special: false,
+        };
+        let tokens = tokenizer.encode(text, options)?;
+        if tokens_each < 8 || tokens.len() < tokens_each {
+            let n = tokens.len();
+            return Err(Failure::new(format!(
+                "a window of {tokens_each} tokens is too small, or longer than the text of {n}"
+            )));
+        }
+        Ok(Self {
+            tokens,
+            bos: tokenizer.bos().filter(|_| tokenizer.adds_bos()),
+            tokens_each,
+            step: parts.decoder.limits().batch_tokens,
+        })
     }
-    let mut table = BlockTable::new(&parts.kv);
-    table.reserve(tokens.len())?;
-    let vocab = parts.decoder.vocab_size();
-    let first = tokens.len() / 2;
-    let step = parts.decoder.limits().batch_tokens;
-    for chunk in tokens[..first].chunks(step) {
-        let logits = LogitsWanted::None;
-        parts.decoder.forward(&mut [SequenceChunk {
-            tokens: chunk,
-            table: &mut table,
+
+    pub fn len(&self) -> usize {
+        self.tokens.len() / self.tokens_each
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Vec<u32>> {
+        self.tokens.chunks_exact(self.tokens_each).map(|window| {
+            let mut window = window.to_vec();
+            if let Some(bos) = self.bos {
+                window[0] = bos;
+            }
+            window
+        })
+    }
+
+    /// The steps of a window: the second half is scored. Where blocks sink, the first half is computed in
+    /// short steps too, so that what is scored rests on keys and values that themselves come from lossy ones.
+    pub fn steps(&self, is_lossy: bool) -> Vec<Step> {
+        let half = self.tokens_each / 2;
+        let scored = ROWS.min(self.step);
+        let first = if is_lossy { scored } else { self.step };
+        let steps = |range: Range<usize>, len: usize, is_scored| {
+            let end = range.end;
+            range.step_by(len).map(move |start| Step {
+                tokens: start..(start + len).min(end),
+                is_scored,
+            })
+        };
+        // The last token is only a target.
+        let last = self.tokens_each - 1;
+        steps(0..half, first, false)
+            .chain(steps(half..last, scored, true))
+            .collect()
+    }
+}
+
+/// One run through a window.
+pub(super) struct Lane {
+    pub table: BlockTable,
+    pub sinker: Sinker,
+}
+
+impl Lane {
+    /// Computes a step of `window`; the logits of its rows if it is scored, or none.
+    pub fn forward<'a>(
+        &mut self,
+        parts: &'a mut Parts,
+        window: &[u32],
+        step: &Step,
+    ) -> Result<&'a [f32], Failure> {
+        let tokens = &window[step.tokens.clone()];
+        self.table.reserve(tokens.len())?;
+        let logits = if step.is_scored {
+            LogitsWanted::All
+        } else {
+            LogitsWanted::None
+        };
+        let table = &mut self.table;
+        let rows = parts.decoder.forward(&mut [SequenceChunk {
+            tokens,
+            table,
             logits,
         }])?;
+        self.sinker.sink(&mut self.table);
+        Ok(rows)
     }
-    // The last token is only a target.
-    for start in (first..tokens.len() - 1).step_by(ROWS.min(step)) {
-        let end = (start + ROWS.min(step)).min(tokens.len() - 1);
-        let logits = LogitsWanted::All;
-        let chunk = SequenceChunk {
-            tokens: &tokens[start..end],
-            table: &mut table,
-            logits,
-        };
-        let rows = parts.decoder.forward(&mut [chunk])?;
-        losses.extend(
-            rows.chunks_exact(vocab)
-                .zip(&tokens[start + 1..=end])
-                .map(|(row, &id)| loss(row, id)),
-        );
-    }
-    Ok(())
+}
+
+/// The negative log likelihood of each token that follows one of the step's.
+pub(super) fn losses_of(rows: &[f32], window: &[u32], step: &Step) -> impl Iterator<Item = f64> {
+    let targets = &window[step.tokens.start + 1..=step.tokens.end];
+    let vocab = rows.len() / step.tokens.len();
+    rows.chunks_exact(vocab.max(1))
+        .zip(targets)
+        .map(|(row, &id)| loss(row, id))
 }
 
 fn loss(logits: &[f32], id: u32) -> f64 {

@@ -10,7 +10,7 @@ use neap_engine::{Event, Request, RequestId};
 use neap_model::tokenizer::EncodeOptions;
 use serde::{Deserialize, Serialize};
 
-use crate::args::EvalRecallArgs;
+use crate::args::{EvalRecallArgs, ModelArgs};
 use crate::failure::Failure;
 use crate::generate::clock_ms;
 use crate::loading;
@@ -18,7 +18,7 @@ use crate::loading;
 static SHIPPED_TASKS: &str = include_str!("../../../../models/recall.jsonl");
 
 #[derive(Deserialize)]
-struct Task {
+pub(super) struct Task {
     prompt: String,
     answer: String,
     distance_tokens: usize,
@@ -27,10 +27,10 @@ struct Task {
 
 /// How many of a group of tasks were answered rightly.
 #[derive(Clone, Debug, Default, Serialize)]
-struct Score {
-    right: usize,
-    asked: usize,
-    share: f64,
+pub(super) struct Score {
+    pub right: usize,
+    pub asked: usize,
+    pub share: f64,
     /// Bounds of the 95 % confidence interval (Wilson 1927).
     low: f64,
     high: f64,
@@ -55,10 +55,10 @@ fn bucket(distance_tokens: usize) -> usize {
 }
 
 #[derive(Default, Serialize)]
-struct Report {
-    all: Score,
+pub(super) struct Report {
+    pub all: Score,
     /// By the greatest distance of each group.
-    by_distance_tokens: BTreeMap<usize, Score>,
+    pub by_distance_tokens: BTreeMap<usize, Score>,
     by_kind: BTreeMap<String, Score>,
 }
 
@@ -69,8 +69,27 @@ pub fn run(args: &EvalRecallArgs) -> Result<(), Failure> {
         })?,
         None => SHIPPED_TASKS.to_owned(),
     };
-    let tasks = parse(&text)?;
-    let answers = answers(args, &tasks)?;
+    let report = measure(&args.model, args.parallel, &parse(&text)?)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report);
+    }
+    Ok(())
+}
+
+/// The tasks inside neap.
+pub(super) fn shipped_tasks() -> Result<Vec<Task>, Failure> {
+    parse(SHIPPED_TASKS)
+}
+
+/// Gives the tasks to a model, `parallel` at once.
+pub(super) fn measure(
+    model: &ModelArgs,
+    parallel: usize,
+    tasks: &[Task],
+) -> Result<Report, Failure> {
+    let answers = answers(model, parallel, tasks)?;
     let mut report = Report::default();
     for (task, answer) in tasks.iter().zip(&answers) {
         let is_right = answer.trim_start().starts_with(task.answer.trim());
@@ -86,12 +105,7 @@ pub fn run(args: &EvalRecallArgs) -> Result<(), Failure> {
             .or_default()
             .add(is_right);
     }
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print(&report);
-    }
-    Ok(())
+    Ok(report)
 }
 
 fn parse(text: &str) -> Result<Vec<Task>, Failure> {
@@ -116,8 +130,8 @@ fn parse(text: &str) -> Result<Vec<Task>, Failure> {
 }
 
 /// The greedy continuation of every task's prompt, as long as its answer.
-fn answers(args: &EvalRecallArgs, tasks: &[Task]) -> Result<Vec<String>, Failure> {
-    let mut loaded = loading::load(&args.model, args.parallel.max(1), None)?;
+fn answers(model: &ModelArgs, parallel: usize, tasks: &[Task]) -> Result<Vec<String>, Failure> {
+    let mut loaded = loading::load(model, parallel.max(1), None)?;
     let bar = ProgressBar::new(tasks.len() as u64);
     let mut places: HashMap<RequestId, usize> = HashMap::new();
     for (place, task) in tasks.iter().enumerate() {

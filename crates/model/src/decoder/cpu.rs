@@ -10,6 +10,7 @@ use neap_kernels::matmul::{self, MatmulJob};
 use neap_kernels::{Context, Isa, ThreadPool, WorkerPanic, norm, ops, rope};
 use neap_memory::{Budget, OverBudget};
 
+use super::levels::format_of;
 use super::scratch::Scratch;
 use super::weights::{KV_FORMAT, LayerWeights, Model};
 use super::{Decoder, DecoderLimits, SequenceChunk, StepError};
@@ -304,9 +305,12 @@ impl Pass<'_> {
                 let used = (chunk.table.len_tokens() + chunk.tokens.len())
                     .div_ceil(chunk.table.block_tokens());
                 (0..used)
-                    .map(|i| KvBlock {
-                        format: KV_FORMAT,
-                        bytes: chunk.table.block(i),
+                    .map(|i| {
+                        let view = chunk.table.view(i);
+                        KvBlock {
+                            format: format_of(view.level),
+                            bytes: view.bytes,
+                        }
                     })
                     .collect()
             })
