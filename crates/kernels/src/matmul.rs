@@ -26,7 +26,7 @@ use crate::pool::WorkerPanic;
 use crate::simd::{Kernels, LANES, kernels};
 use activation::{Activations, Needs};
 use block::Tiles;
-use strip::{MAX_PANELS, MAX_ROWS, SCRATCH_BYTES, Strip};
+use strip::{MAX_FEW_ROWS, MAX_PANELS, MAX_ROWS, SCRATCH_BYTES, Strip};
 
 /// One product of a [`matmul`] call.
 pub struct MatmulJob<'a> {
@@ -195,6 +195,10 @@ impl Needs {
     }
 }
 
+/// Tiles up to which rows are few. On a machine with AVX-512 VNNI, 24 to 48 rows of Q4_0 are 4 to 9 % faster so;
+/// from 64 on there is no difference.
+const FEW_TILES: usize = 6;
+
 /// Up to [`MAX_ROWS`] rows of activations on their way through the jobs of one kind.
 struct Chunk<'a> {
     ctx: Context<'a>,
@@ -262,7 +266,7 @@ impl<'a> Chunk<'a> {
         let bytes = Activations::bytes_needed(needs, rows, cols);
         let memory = scratch.at_least(bytes + ctx.pool.threads() * SCRATCH_BYTES);
         let (activations, workers) = memory.split_at_mut(bytes);
-        let few = rows <= 2 * kernels.few_tile;
+        let few = rows <= MAX_FEW_ROWS.min(FEW_TILES * kernels.few_tile);
         Chunk {
             ctx,
             kernels,

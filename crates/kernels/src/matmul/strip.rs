@@ -24,6 +24,8 @@ const PACKED_BYTES: usize = SUPERBLOCK * LANES * 4;
 /// Bytes of an expanded superblock, at most (F32; codes with scales take less).
 const EXPANDED_BYTES: usize = SUPERBLOCK * LANES * 4;
 const SUMS_BYTES: usize = MAX_ROWS * MAX_PANELS * LANES * 4;
+/// Most rows of a strip of few: the sums of a group of panels find room.
+pub(crate) const MAX_FEW_ROWS: usize = SUMS_BYTES / (GROUP_PANELS * LANES * 4);
 /// Bytes of scratch that a strip needs.
 pub(crate) const SCRATCH_BYTES: usize = SUMS_BYTES + MAX_PANELS * (PACKED_BYTES + EXPANDED_BYTES);
 

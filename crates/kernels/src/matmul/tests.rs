@@ -287,6 +287,20 @@ fn more_rows_than_a_chunk_holds() {
     }
 }
 
+/// More panels than a group holds, with as many rows as are few and one more, on every instruction set.
+#[test]
+fn groups_of_panels_meet_few_and_many_rows() {
+    let pool = ThreadPool::new(2);
+    for isa in Isa::available() {
+        let few = FEW_TILES * kernels(isa).few_tile;
+        for format in [WeightFormat::Q4_0, WeightFormat::Q6K, WeightFormat::F16] {
+            for n in [few - 1, few, few + 1] {
+                Case::new(format, 275, 512, n, 17).check(isa, &pool);
+            }
+        }
+    }
+}
+
 #[test]
 fn jobs_of_all_formats_share_their_activations() {
     let pool = ThreadPool::new(3);
