@@ -23,6 +23,10 @@ impl fmt::Display for Fingerprint {
 /// Taken from the start, the middle and the end of every tensor.
 const SAMPLE_BYTES: usize = 4096;
 
+/// With each sample the system maps as much around it as its cache holds in one piece: at most a huge page. Left there,
+/// the samples of a 1 GB model were 300 MB of resident memory.
+const MAPPED_AROUND: usize = 4 << 20;
+
 pub(super) fn of(container: &Container) -> Result<Fingerprint, ModelFileError> {
     let mut hasher = blake3::Hasher::new_derive_key("neap model fingerprint, version 1");
     for file in 0..container.file_count() {
@@ -42,7 +46,8 @@ pub(super) fn of(container: &Container) -> Result<Fingerprint, ModelFileError> {
         part(&mut hasher, &tokenizer);
     }
     for info in container.tensors() {
-        let bytes = &container.file_bytes(info.file)[info.range()];
+        let (file, range) = (container.file_bytes(info.file), info.range());
+        let bytes = &file[range.clone()];
         if bytes.len() <= 3 * SAMPLE_BYTES {
             hasher.update(bytes);
             continue;
@@ -54,6 +59,7 @@ pub(super) fn of(container: &Container) -> Result<Fingerprint, ModelFileError> {
         ] {
             hasher.update(&bytes[start..start + SAMPLE_BYTES]);
         }
+        file.done_with(range.start.saturating_sub(MAPPED_AROUND)..range.end + MAPPED_AROUND);
     }
     Ok(Fingerprint(*hasher.finalize().as_bytes()))
 }
