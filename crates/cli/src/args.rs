@@ -462,6 +462,9 @@ pub struct BenchKernelsArgs {
     /// Measure weights in the mapped file's layout too.
     #[arg(long)]
     pub mapped: bool,
+    /// Measure attention and the conversion of its blocks only, no products.
+    #[arg(long)]
+    pub attention: bool,
     /// How long each product is repeated, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 300)]
     pub time_ms: u64,

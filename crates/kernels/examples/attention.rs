@@ -9,10 +9,11 @@ use neap_kernels::{Context, Isa, ThreadPool};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let threads = args.next().map_or(Ok(2), |threads| threads.parse())?;
-    let format = match args.next().as_deref() {
-        Some("bf16") => KvFormat::Bf16,
-        _ => KvFormat::F16,
-    };
+    let format = args.next().unwrap_or_else(|| "f16".to_owned());
+    let format = KvFormat::ALL
+        .into_iter()
+        .find(|known| known.name() == format)
+        .ok_or("the formats are f16, bf16, int8 and int4")?;
     let isa = args.next().map_or(Ok(Isa::best()), |isa| isa.parse())?;
     let pool = ThreadPool::new(threads);
     let ctx = Context { isa, pool: &pool };

@@ -16,6 +16,7 @@
 //! Tokens that a row must not see have probability zero, and a chain that adds zeros stays as it is.
 
 pub mod bench;
+mod codes;
 mod micro;
 mod plan;
 #[cfg(test)]

@@ -40,11 +40,11 @@ pub enum KvFormat {
     /// 8.25 + 8 / `head_dim` bits a number. A tile is, without gaps but filled up with zeros to a multiple of 64 bytes:
     ///
     /// ```text
-    /// key codes     [ceil(head_dim / 4)][32 tokens][4 channels]  u8, codes of channels past head_dim are 0
-    /// value codes   [32 / 4][head_dim][4 tokens]                 u8
+    /// key codes     [ceil(head_dim / 4)][32 tokens][4 channels]  i8, those of channels past head_dim are 0
+    /// value codes   [32 / 4][head_dim][4 tokens]                 i8
     /// key scales    [head_dim]                                   f16
     /// value scales  [32 tokens]                                  f16
-    /// number = scale * (code - 128), codes from 1 to 255
+    /// number = scale * code, codes from -127 to 127
     /// ```
     ///
     /// Four codes that belong to one sum stand together, as the dot-product instructions take them.
@@ -318,13 +318,7 @@ pub fn read_kv(
 }
 
 /// Reads one token of a tile.
-pub(crate) fn read_token(
-    format: KvFormat,
-    tile: &[u8],
-    slot: usize,
-    keys: &mut [f32],
-    values: &mut [f32],
-) {
+fn read_token(format: KvFormat, tile: &[u8], slot: usize, keys: &mut [f32], values: &mut [f32]) {
     match format {
         KvFormat::F16 | KvFormat::Bf16 => codec::read_token(format, tile, slot, keys, values),
         KvFormat::Int8 => quantized::read_int8(tile, slot, keys, values),

@@ -2,10 +2,10 @@
 //! of fused multiply-adds prefill does. The peaks are measured beside, with the same threads.
 
 use super::{AttentionScratch, AttentionSequence, AttentionShape, Line, attention};
-use crate::Context;
-use crate::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, write_kv_run};
+use crate::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, convert_block, write_kv_run};
 use crate::ops::lanes::{Kernel, LANES, Lanes, dispatch};
 use crate::pool::WorkerPanic;
+use crate::{Context, Isa};
 use std::time::Instant;
 
 /// One measured kernel.
@@ -69,13 +69,27 @@ impl AttentionBench {
         let count = tokens.div_ceil(BLOCK_TOKENS);
         let mut blocks = vec![Line([0.0; LANES]); count * lines_per_block];
         let mut state = 1;
+        let mut written = vec![0; layout.block_bytes(KvFormat::F16)];
         for block in blocks.chunks_exact_mut(lines_per_block) {
-            let bytes = as_bytes_mut(block);
             for layer in 0..model.layers {
                 let n = BLOCK_TOKENS * layout.width();
                 let (k, v) = (random(&mut state, n), random(&mut state, n));
-                write_kv_run(ctx.isa, &layout, format, layer, bytes, 0, &k, &v);
+                write_kv_run(
+                    ctx.isa,
+                    &layout,
+                    KvFormat::F16,
+                    layer,
+                    &mut written,
+                    0,
+                    &k,
+                    &v,
+                );
             }
+            let from = KvBlock {
+                format: KvFormat::F16,
+                bytes: &written,
+            };
+            convert_block(ctx.isa, &layout, from, format, as_bytes_mut(block));
         }
         let scratch = AttentionScratch::new();
         Some(Self {
@@ -159,6 +173,37 @@ impl AttentionBench {
             bytes: (sequences * per_sequence * model.kv_heads * layout.tile_bytes(*format)) as u64,
             ops: (sequences * seen * width * 4) as u64,
         })
+    }
+
+    /// Converts the cache's first blocks to another format, on one thread. Counts the bytes before.
+    pub fn run_convert(&self, isa: Isa, to: KvFormat, repeats: usize) -> BenchRow {
+        /// More than the caches hold.
+        const BYTES: usize = 64 << 20;
+        let lines_per_block = self.layout.block_bytes(self.format) / size_of::<Line>();
+        let count = (BYTES / size_of::<Line>() / lines_per_block).max(1);
+        let mut out = vec![0; self.layout.block_bytes(to)];
+        let (mut seconds, mut converted) = (f64::INFINITY, 1);
+        for _ in 0..repeats {
+            let start = Instant::now();
+            converted = 0;
+            for block in self.blocks.chunks_exact(lines_per_block).take(count) {
+                let from = KvBlock {
+                    format: self.format,
+                    bytes: as_bytes(block),
+                };
+                convert_block(isa, &self.layout, from, to, &mut out);
+                converted += 1;
+            }
+            seconds = seconds.min(start.elapsed().as_secs_f64() / converted as f64);
+        }
+        std::hint::black_box(&out);
+        BenchRow {
+            name: format!("convert {} to {to}", self.format),
+            shape: format!("{converted} blocks, 1 thread"),
+            seconds,
+            bytes: self.layout.block_bytes(self.format) as u64,
+            ops: 0,
+        }
     }
 
     /// Reads the cache as fast as the threads can, in bytes a second: the best of pieces of 8 MiB, each of which takes

@@ -8,7 +8,7 @@
 
 use super::Line;
 use super::plan::{first_seen, head_lines};
-use super::source::{Converted, Halves, Source};
+use super::source::{Converted, Halves, Numbers, Source};
 use super::state::State;
 use crate::kv::BLOCK_TOKENS;
 use crate::ops::lanes::{Kernel, LANES, Lanes};
@@ -63,6 +63,8 @@ impl Visible {
 pub(super) struct Rows<'a> {
     /// Scaled queries, `[query][head lines]`.
     pub(super) queries: &'a [Line],
+    /// The largest magnitude of each, in consecutive lanes.
+    pub(super) sizes: &'a [Line],
     pub(super) state: State<'a>,
     /// Room for the probabilities of [`ROWS`] rows.
     pub(super) probabilities: &'a mut [Line],
@@ -88,7 +90,7 @@ impl Kernel for AttendConverted<'_, '_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        self.rows.check(self.source.head_dim());
+        self.rows.check(self.source.dims());
         // SAFETY: checked.
         unsafe {
             self.rows
@@ -140,10 +142,14 @@ impl<const BF16: bool> Kernel for AttendHalves<'_, '_, BF16> {
 
 impl Rows<'_> {
     #[inline(always)]
-    fn check(&self, head_dim: usize) {
+    pub(super) fn check(&self, head_dim: usize) {
         let (count, lines) = (self.state.len(), head_lines(head_dim));
-        assert!(self.queries.len() == count * lines && self.state.sums.len() == count * lines);
-        assert!(self.state.lane_sums.len() == count && self.state.references.len() == count);
+        assert!(self.queries.len() == count * lines && self.sizes.len() * LANES >= count);
+        assert!(
+            self.state.sums.len() == count * lines
+                && self.state.lane_sums.len() == count
+                && self.state.references.len() == count
+        );
         assert!(self.probabilities.len() >= ROWS * TOKEN_VECTORS);
     }
 
@@ -152,7 +158,7 @@ impl Rows<'_> {
     /// # Safety
     /// [`Rows::check`] passes for the source's dimensions.
     #[inline(always)]
-    unsafe fn attend<L: Lanes, S: Source>(
+    pub(super) unsafe fn attend<L: Lanes, S: Source>(
         &mut self,
         l: L,
         source: S,
@@ -219,8 +225,8 @@ impl Rows<'_> {
         let lines = head_lines(source.head_dim());
         // SAFETY: the caller's promises: all offsets are within the rows of the states.
         unsafe {
-            let queries: *const f32 = self.queries.as_ptr().add((first + query) * lines).cast();
-            let mut scores = scores::<L, S, R>(l, source, queries, lines * LANES, next);
+            let queries = self.query_rows(first + query, lines);
+            let mut scores = source.scores::<L, R>(l, &queries, next);
             if let Some(cap) = self.softcap {
                 self.cap(l, &mut scores, cap);
             }
@@ -269,9 +275,25 @@ impl Rows<'_> {
                 probabilities: probabilities.cast(),
                 sums,
                 lines,
-                next: next.wrapping_add(source.head_dim() * BLOCK_TOKENS * 2),
+                next: next.wrapping_add(source.key_bytes()),
             };
-            add_all_values::<L, S, R>(l, source, &rows);
+            source.add_values::<L, R>(l, &rows);
+        }
+    }
+
+    /// The query rows from one on.
+    ///
+    /// # Safety
+    /// There is such a row, of so many lines.
+    #[inline(always)]
+    unsafe fn query_rows(&self, first: usize, lines: usize) -> QueryRows {
+        // SAFETY: the caller's promise.
+        unsafe {
+            QueryRows {
+                numbers: self.queries.as_ptr().add(first * lines).cast(),
+                len: lines * LANES,
+                sizes: self.sizes.as_ptr().cast::<f32>().add(first),
+            }
         }
     }
 
@@ -317,26 +339,35 @@ impl Kernel for Cap<'_> {
     }
 }
 
+/// Consecutive query rows.
+pub(super) struct QueryRows {
+    /// Scaled queries, in whole lines.
+    pub(super) numbers: *const f32,
+    /// Numbers from one row to the next.
+    pub(super) len: usize,
+    /// The largest magnitude of each row.
+    pub(super) sizes: *const f32,
+}
+
 /// Scores of `R` query rows with the block's tokens. Meanwhile asks for the keys of the tile at `next`.
 ///
 /// # Safety
-/// `queries` points to `R` rows, `row_len` numbers apart, of as many numbers as the source has dimensions.
+/// There are `R` rows of as many numbers as the source has dimensions.
 #[inline(always)]
-unsafe fn scores<L: Lanes, S: Source, const R: usize>(
+pub(super) unsafe fn scores<L: Lanes, S: Numbers, const R: usize>(
     l: L,
     source: S,
-    queries: *const f32,
-    row_len: usize,
+    queries: &QueryRows,
     next: *const u8,
 ) -> [[L::V; TOKEN_VECTORS]; R] {
     let mut sums = [[l.splat(0.0); TOKEN_VECTORS]; R];
-    for dim in 0..source.head_dim() {
+    for dim in 0..source.dims() {
         l.prefetch(next.wrapping_add(dim * BLOCK_TOKENS * 2));
         // SAFETY: the caller's promise; `dim` is one of the source's dimensions.
         unsafe {
             let keys = [source.keys(l, dim, 0), source.keys(l, dim, 1)];
             for r in 0..R {
-                let q = l.splat(*queries.add(r * row_len + dim));
+                let q = l.splat(*queries.numbers.add(r * queries.len + dim));
                 sums[r][0] = l.fma(q, keys[0], sums[r][0]);
                 sums[r][1] = l.fma(q, keys[1], sums[r][1]);
             }
@@ -402,14 +433,14 @@ impl Kernel for RaiseReferences<'_> {
 }
 
 /// What [`add_values`] adds to.
-struct ValueRows<const R: usize> {
+pub(super) struct ValueRows<const R: usize> {
     /// For each row [`BLOCK_TOKENS`] probabilities.
-    probabilities: *const f32,
+    pub(super) probabilities: *const f32,
     /// For each row its sums, as many lines as the head has.
-    sums: *mut Line,
-    lines: usize,
+    pub(super) sums: *mut Line,
+    pub(super) lines: usize,
     /// The values of the tile to ask for meanwhile.
-    next: *const u8,
+    pub(super) next: *const u8,
 }
 
 /// Adds the tokens' values times their probabilities to `C` vectors, from `first` on, of `R` rows; returns `C`.
@@ -418,7 +449,7 @@ struct ValueRows<const R: usize> {
 /// The pointers are to `R` rows as [`ValueRows`] says, to which nothing else refers; `first + C` is at most the number of lines of the
 /// source's head.
 #[inline(always)]
-unsafe fn add_values<L: Lanes, S: Source, const R: usize, const C: usize>(
+unsafe fn add_values<L: Lanes, S: Numbers, const R: usize, const C: usize>(
     l: L,
     source: S,
     rows: &ValueRows<R>,
@@ -438,7 +469,7 @@ unsafe fn add_values<L: Lanes, S: Source, const R: usize, const C: usize>(
             if C > 2 {
                 l.prefetch(next.wrapping_add(64));
             }
-            next = next.wrapping_add(source.head_dim() * 2);
+            next = next.wrapping_add(source.dims() * 2);
             let mut values = [l.splat(0.0); C];
             for c in 0..C {
                 values[c] = source.values(l, token, first + c);
@@ -475,7 +506,7 @@ pub(super) fn exp2<L: Lanes>(l: L, x: f32) -> f32 {
 /// # Safety
 /// As [`add_values`], for every column.
 #[inline(always)]
-unsafe fn add_all_values<L: Lanes, S: Source, const R: usize>(
+pub(super) unsafe fn add_all_values<L: Lanes, S: Numbers, const R: usize>(
     l: L,
     source: S,
     rows: &ValueRows<R>,

@@ -5,7 +5,7 @@
 )]
 
 use super::Line;
-use super::micro::TOKEN_VECTORS;
+use super::micro::{QueryRows, TOKEN_VECTORS, ValueRows, add_all_values, scores};
 use super::plan::head_lines;
 use crate::kv::BLOCK_TOKENS;
 use crate::ops::lanes::{Kernel, LANES, Lanes};
@@ -14,6 +14,29 @@ use crate::ops::lanes::{Kernel, LANES, Lanes};
 pub(super) trait Source: Copy {
     /// Dimensions of the head.
     fn head_dim(&self) -> usize;
+    /// Bytes of the next tile that [`Source::scores`] asks for.
+    fn key_bytes(&self) -> usize;
+    /// Scores of `R` query rows with the block's tokens. Meanwhile asks for the keys of the tile at `next`.
+    ///
+    /// # Safety
+    /// There are `R` rows of as many lines as the head has; `R` is at most [`ROWS`](super::micro::ROWS).
+    unsafe fn scores<L: Lanes, const R: usize>(
+        self,
+        l: L,
+        queries: &QueryRows,
+        next: *const u8,
+    ) -> [[L::V; TOKEN_VECTORS]; R];
+    /// Adds the block's values times probabilities to the sums of `R` rows.
+    ///
+    /// # Safety
+    /// The pointers are to `R` rows as [`ValueRows`] says, to which nothing else refers.
+    unsafe fn add_values<L: Lanes, const R: usize>(self, l: L, rows: &ValueRows<R>);
+}
+
+/// Keys and values that are read as numbers.
+pub(super) trait Numbers: Copy {
+    /// Dimensions of the head.
+    fn dims(&self) -> usize;
     /// The keys of dimension `dim` of tokens `16 · vector` to `16 · vector + 15`.
     ///
     /// # Safety
@@ -24,6 +47,35 @@ pub(super) trait Source: Copy {
     /// # Safety
     /// `token` is below [`BLOCK_TOKENS`], `vector` below the head's lines.
     unsafe fn values<L: Lanes>(self, l: L, token: usize, vector: usize) -> L::V;
+}
+
+impl<S: Numbers> Source for S {
+    #[inline(always)]
+    fn head_dim(&self) -> usize {
+        self.dims()
+    }
+
+    #[inline(always)]
+    fn key_bytes(&self) -> usize {
+        self.dims() * BLOCK_TOKENS * 2
+    }
+
+    #[inline(always)]
+    unsafe fn scores<L: Lanes, const R: usize>(
+        self,
+        l: L,
+        queries: &QueryRows,
+        next: *const u8,
+    ) -> [[L::V; TOKEN_VECTORS]; R] {
+        // SAFETY: the caller's promise.
+        unsafe { scores::<L, S, R>(l, self, queries, next) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_values<L: Lanes, const R: usize>(self, l: L, rows: &ValueRows<R>) {
+        // SAFETY: the caller's promise.
+        unsafe { add_all_values::<L, S, R>(l, self, rows) }
+    }
 }
 
 /// A tile of 16-bit numbers as it stands in a block, converted as it is read: for few query rows.
@@ -62,9 +114,9 @@ fn load<L: Lanes, const BF16: bool>(l: L, from: &[u8; 2 * LANES]) -> L::V {
     }
 }
 
-impl<const BF16: bool> Source for Halves<'_, BF16> {
+impl<const BF16: bool> Numbers for Halves<'_, BF16> {
     #[inline(always)]
-    fn head_dim(&self) -> usize {
+    fn dims(&self) -> usize {
         self.head_dim
     }
 
@@ -108,9 +160,9 @@ impl<'a> Converted<'a> {
     }
 }
 
-impl Source for Converted<'_> {
+impl Numbers for Converted<'_> {
     #[inline(always)]
-    fn head_dim(&self) -> usize {
+    fn dims(&self) -> usize {
         self.keys.len() / TOKEN_VECTORS
     }
 

@@ -1,11 +1,12 @@
 //! A task: some query rows through some of the context.
 
+use super::codes::{AttendCodes, CodeMemory};
 use super::micro::{AttendConverted, AttendHalves, ROWS, Rows, TOKEN_VECTORS, Tile, Visible};
 use super::plan::{Task, first_seen, head_lines, record_lines};
 use super::source::{Convert, Converted};
 use super::state::{Fold, State, WriteOut, WriteRecords};
 use super::{AttentionSequence, AttentionShape, Line, SPLIT_TOKENS};
-use crate::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, read_token};
+use crate::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
 use crate::ops::SharedSlice;
 use crate::ops::lanes::{Driver, Kernel, LANES, Lanes, load_part};
 use std::f32::consts::LOG2_E;
@@ -45,7 +46,8 @@ struct Memory<'a> {
 pub(super) fn worker_lines(head_dim: usize, queries: usize) -> usize {
     let lines = head_lines(head_dim);
     let tile = head_dim * TOKEN_VECTORS + BLOCK_TOKENS * lines;
-    tile + ROWS * TOKEN_VECTORS + queries * (lines + 2 * (lines + 2))
+    let rows = queries * (lines + 2 * (lines + 2)) + queries.div_ceil(LANES);
+    tile + ROWS * TOKEN_VECTORS + rows
 }
 
 impl<'a> Memory<'a> {
@@ -66,6 +68,7 @@ impl<'a> Memory<'a> {
         let values = take(BLOCK_TOKENS * head);
         let probabilities = take(ROWS * TOKEN_VECTORS);
         let queries = take(count * head);
+        let sizes = take(count.div_ceil(LANES));
         let mut state = || State {
             sums: take(count * head),
             lane_sums: take(count),
@@ -77,10 +80,12 @@ impl<'a> Memory<'a> {
             task,
             lines: head,
             to: queries,
+            sizes,
         });
         let (per_head, softcap) = (task.per_head(), task.shape.softcap);
         let rows = Rows {
             queries,
+            sizes,
             state,
             probabilities,
             per_head,
@@ -246,12 +251,12 @@ impl RunTask<'_> {
             KvFormat::F16 => self.attend_halves::<L, false>(l, memory, tiles, next),
             KvFormat::Bf16 => self.attend_halves::<L, true>(l, memory, tiles, next),
             KvFormat::Int8 | KvFormat::Int4 => {
-                self.attend_quantized(l, memory, format, tiles, next);
+                self.attend_codes(l, memory, format, tiles, next);
             }
         }
     }
 
-    fn attend_quantized<L: Lanes>(
+    fn attend_codes<L: Lanes>(
         &self,
         l: L,
         memory: &mut Memory<'_>,
@@ -260,25 +265,15 @@ impl RunTask<'_> {
         next: *const u8,
     ) {
         let head_dim = self.layout.head_dim();
-        let Memory {
-            keys, values, rows, ..
-        } = memory;
-        for &Tile {
-            bytes,
-            head,
-            visible,
-        } in tiles
-        {
-            dequantize(format, bytes, head_dim, keys, values);
-            let source = Converted::new(keys, values, head_dim);
-            l.vectorize(AttendConverted {
-                rows,
-                source,
-                head,
-                visible,
-                next,
-            });
-        }
+        let Memory { values, rows, .. } = memory;
+        l.vectorize(AttendCodes {
+            rows,
+            head_dim,
+            format,
+            tiles,
+            memory: CodeMemory::new(head_lines(head_dim), values),
+            next,
+        });
     }
 
     fn attend_halves<L: Lanes, const BF16: bool>(
@@ -344,29 +339,13 @@ impl RunTask<'_> {
     }
 }
 
-/// Converts a quantized tile for [`Converted`].
-fn dequantize(
-    format: KvFormat,
-    tile: &[u8],
-    head_dim: usize,
-    keys: &mut [Line],
-    values: &mut [Line],
-) {
-    let (mut k, mut v) = ([0.0; KvLayout::MAX_HEAD_DIM], [0.0; KvLayout::MAX_HEAD_DIM]);
-    for token in 0..BLOCK_TOKENS {
-        read_token(format, tile, token, &mut k[..head_dim], &mut v[..head_dim]);
-        for dim in 0..head_dim {
-            keys[dim * TOKEN_VECTORS + token / LANES].0[token % LANES] = k[dim];
-            values[token * head_lines(head_dim) + dim / LANES].0[dim % LANES] = v[dim];
-        }
-    }
-}
-
 /// Queries times the scale; scores are in units of log₂ unless a cap comes first.
 struct LoadQueries<'a, 'b> {
     task: &'a RunTask<'b>,
     lines: usize,
     to: &'a mut [Line],
+    /// See [`Rows::sizes`].
+    sizes: &'a mut [Line],
 }
 
 impl Kernel for LoadQueries<'_, '_> {
@@ -380,14 +359,21 @@ impl Kernel for LoadQueries<'_, '_> {
         let mut query = 0;
         while (query + 1) * self.lines <= self.to.len() {
             let from = &q[self.task.place(query)];
+            let (mut size, mut zero) = (l.splat(0.0), l.splat(0.0));
             for i in 0..self.lines {
                 let from = &from[i * LANES..];
                 let v = match from.first_chunk() {
                     Some(from) => l.load(from),
                     None => load_part(l, from, 0.0),
                 };
-                l.store(l.mul(v, factor), &mut self.to[query * self.lines + i].0);
+                let v = l.mul(v, factor);
+                l.store(v, &mut self.to[query * self.lines + i].0);
+                size = l.max(l.abs(v), size);
+                zero = l.fma(v, l.splat(0.0), zero);
             }
+            // Not a number if any number is none, or infinite.
+            let size = l.reduce_max(size) + l.reduce_add(zero);
+            self.sizes[query / LANES].0[query % LANES] = size;
             query += 1;
         }
     }

@@ -8,7 +8,7 @@
 mod tests;
 
 use super::codec::{LARGEST, to_halves};
-use super::quantized::{Parts, QUAD, VECTOR_BYTES, ZERO_CODE, scale, scale_code};
+use super::quantized::{Parts, QUAD, VECTOR_BYTES, added, get, put, room, scale, scale_code};
 use super::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
 use crate::Isa;
 use crate::format::{f16_to_f32, f32_to_f16};
@@ -141,28 +141,6 @@ impl Strip {
     }
 }
 
-/// As many bytes of a vector as there are.
-#[inline(always)]
-fn get<const N: usize>(from: &[u8]) -> [u8; N] {
-    match from.first_chunk() {
-        Some(whole) => *whole,
-        None => {
-            let mut filled = [0; N];
-            filled[..from.len()].copy_from_slice(from);
-            filled
-        }
-    }
-}
-
-/// Writes as many bytes of a vector as there is room for.
-#[inline(always)]
-fn put<const N: usize>(vector: &[u8; N], to: &mut [u8]) {
-    match to.first_chunk_mut() {
-        Some(whole) => *whole = *vector,
-        None => to.copy_from_slice(&vector[..to.len()]),
-    }
-}
-
 /// Rounded to an integer.
 #[inline(always)]
 fn round<L: Lanes>(l: L, v: L::V) -> L::V {
@@ -184,13 +162,6 @@ fn load_half<L: Lanes>(l: L, bf16: bool, from: &[u8; 2 * LANES]) -> L::V {
         l.load_f16(from)
     };
     clean(l, v)
-}
-
-/// The low and the high four bits of numbers below 256.
-#[inline(always)]
-fn nibbles<L: Lanes>(l: L, byte: L::V) -> [L::V; 2] {
-    let high = round(l, l.fma(byte, l.splat(0.0625), l.splat(-7.5 * 0.0625)));
-    [l.fnma(high, l.splat(16.0), byte), high]
 }
 
 /// Reads channels of keys.
@@ -227,12 +198,11 @@ fn read_keys_8<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut KeyStrip) {
     let codes = codes.as_chunks::<VECTOR_BYTES>().0;
     for quad in 0..strip.count.div_ceil(QUAD) {
         for v in 0..TOKEN_VECTORS {
-            let codes = l.load_bytes4(&codes[quad * TOKEN_VECTORS + v]);
+            let codes = l.load_codes(&codes[quad * TOKEN_VECTORS + v]);
             for i in 0..QUAD.min(strip.count - quad * QUAD) {
                 let channel = quad * QUAD + i;
                 let scale = u16::from_le_bytes([scales[2 * channel], scales[2 * channel + 1]]);
-                let number = l.sub(codes[i], l.splat(ZERO_CODE as f32));
-                let x = clean(l, l.mul(number, l.splat(f16_to_f32(scale))));
+                let x = clean(l, l.mul(codes[i], l.splat(f16_to_f32(scale))));
                 l.store(x, &mut to[channel][v]);
             }
         }
@@ -245,18 +215,15 @@ fn read_keys_4<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut KeyStrip) {
     let (scales, offsets) = (&tile[parts.key_scales], &tile[parts.key_offsets]);
     let codes = &tile[parts.keys][strip.first / 2 * BLOCK_TOKENS..];
     let codes = codes.as_chunks::<VECTOR_BYTES>().0;
+    let added = added(&offsets[strip.first..]);
     for v in 0..TOKEN_VECTORS {
-        let bytes = l.load_bytes4(&codes[v]);
-        for i in 0..QUAD {
-            let halves = nibbles(l, bytes[i]);
-            for half in 0..2 {
+        let quads = l.unpack_nibbles(&codes[v], added);
+        for half in 0..2 {
+            let numbers = l.load_codes(&quads[half]);
+            for i in 0..QUAD.min(strip.count.saturating_sub(half * QUAD)) {
                 let channel = half * QUAD + i;
-                if channel < strip.count {
-                    let offset = f32::from(offsets[strip.first + channel].cast_signed());
-                    let number = l.add(halves[half], l.splat(offset));
-                    let scale = l.splat(scale(scales[strip.first + channel]));
-                    l.store(clean(l, l.mul(number, scale)), &mut to[channel][v]);
-                }
+                let scale = l.splat(scale(scales[strip.first + channel]));
+                l.store(clean(l, l.mul(numbers[i], scale)), &mut to[channel][v]);
             }
         }
     }
@@ -298,12 +265,11 @@ fn read_values_8<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut ValueStrip
     for quad in 0..STRIP / QUAD {
         let row = &codes[quad * QUAD * strip.head_dim..][..QUAD * strip.head_dim];
         for i in 0..strip.lines() {
-            let codes = l.load_bytes4(&get(&row[i * VECTOR_BYTES..]));
+            let codes = l.load_codes(&get(&row[i * VECTOR_BYTES..]));
             for t in 0..QUAD {
                 let token = quad * QUAD + t;
                 let scale = u16::from_le_bytes([scales[2 * token], scales[2 * token + 1]]);
-                let number = l.sub(codes[t], l.splat(ZERO_CODE as f32));
-                let x = clean(l, l.mul(number, l.splat(f16_to_f32(scale))));
+                let x = clean(l, l.mul(codes[t], l.splat(f16_to_f32(scale))));
                 l.store(x, &mut to[token][i]);
             }
         }
@@ -315,16 +281,15 @@ fn read_values_4<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut ValueStrip
     let parts = Parts::int4(strip.head_dim);
     let (scales, offsets) = (&tile[parts.value_scales], &tile[parts.value_offsets]);
     let row = &tile[parts.values][strip.first / 2 * strip.head_dim..][..QUAD * strip.head_dim];
+    let added = added(&offsets[strip.first..]);
     for i in 0..strip.lines() {
-        let bytes = l.load_bytes4(&get(&row[i * VECTOR_BYTES..]));
-        for t in 0..QUAD {
-            let halves = nibbles(l, bytes[t]);
-            for half in 0..2 {
+        let quads = l.unpack_nibbles(&get(&row[i * VECTOR_BYTES..]), added);
+        for half in 0..2 {
+            let numbers = l.load_codes(&quads[half]);
+            for t in 0..QUAD {
                 let token = half * QUAD + t;
-                let offset = f32::from(offsets[strip.first + token].cast_signed());
-                let number = l.add(halves[half], l.splat(offset));
                 let scale = l.splat(scale(scales[strip.first + token]));
-                l.store(clean(l, l.mul(number, scale)), &mut to[token][i]);
+                l.store(clean(l, l.mul(numbers[t], scale)), &mut to[token][i]);
             }
         }
     }
@@ -355,7 +320,7 @@ fn group_8<L: Lanes>(l: L, group: &[[f32; LANES]]) -> Group8 {
 fn codes_8<L: Lanes>(l: L, group: Group8, numbers: &[f32; LANES]) -> L::V {
     let scaled = l.mul(l.load(numbers), l.splat(group.inverse));
     let scaled = l.max(l.splat(-127.0), l.min(l.splat(127.0), scaled));
-    l.add(scaled, l.splat(ROUND + ZERO_CODE as f32))
+    l.add(scaled, l.splat(ROUND))
 }
 
 /// How a group is stored in four bits.
@@ -467,7 +432,7 @@ fn write_keys_8<L: Lanes>(l: L, strip: &Strip, keys: &KeyStrip, tile: &mut [u8])
                 let channel = quad * QUAD + i;
                 vectors[i] = codes_8(l, groups[channel], &keys[channel][v]);
             }
-            l.store_bytes4(vectors, &mut codes[quad * TOKEN_VECTORS + v]);
+            l.store_codes(vectors, &mut codes[quad * TOKEN_VECTORS + v]);
         }
     }
 }
@@ -495,7 +460,7 @@ fn write_keys_4<L: Lanes>(l: L, strip: &Strip, keys: &KeyStrip, tile: &mut [u8])
             }
             vectors[i] = joined(l, halves[0], halves[1]);
         }
-        l.store_bytes4(vectors, &mut codes[v]);
+        l.store_codes(vectors, &mut codes[v]);
     }
 }
 
@@ -534,13 +499,6 @@ impl Kernel for WriteValues<'_> {
     }
 }
 
-/// Where the `i`th vector stands in a row, whose last one may not be whole.
-#[inline(always)]
-fn room(row: &mut [u8], bytes: usize, i: usize) -> &mut [u8] {
-    let end = row.len().min((i + 1) * bytes);
-    &mut row[i * bytes..end]
-}
-
 /// Fills the last vector of a token up with a number that changes no extremes.
 #[inline(always)]
 fn repeat_first(strip: &Strip, values: &mut ValueStrip) {
@@ -570,7 +528,7 @@ fn write_values_8<L: Lanes>(l: L, strip: &Strip, values: &ValueStrip, tile: &mut
                 vectors[t] = codes_8(l, groups[token], &values[token][i]);
             }
             let mut bytes = [0; VECTOR_BYTES];
-            l.store_bytes4(vectors, &mut bytes);
+            l.store_codes(vectors, &mut bytes);
             put(&bytes, room(row, VECTOR_BYTES, i));
         }
     }
@@ -595,7 +553,7 @@ fn write_values_4<L: Lanes>(l: L, strip: &Strip, values: &ValueStrip, tile: &mut
             vectors[t] = joined(l, low, high);
         }
         let mut bytes = [0; VECTOR_BYTES];
-        l.store_bytes4(vectors, &mut bytes);
+        l.store_codes(vectors, &mut bytes);
         put(&bytes, room(row, VECTOR_BYTES, i));
     }
 }

@@ -11,8 +11,6 @@ use std::ops::Range;
 pub(crate) const QUAD: usize = 4;
 /// Bytes of a vector of codes: four for each of sixteen lanes.
 pub(crate) const VECTOR_BYTES: usize = 64;
-/// What is subtracted from a code of eight bits.
-pub(crate) const ZERO_CODE: i32 = 128;
 /// What a scale of eight bits begins with as an `f32`, whose bits it is but for them: 2^-17.
 pub(crate) const SCALE_BIAS: u32 = 110 << 3;
 /// Bits of an `f32` after those of a scale.
@@ -105,7 +103,7 @@ pub(super) fn read_int8(tile: &[u8], slot: usize, keys: &mut [f32], values: &mut
         let at = of.start + 2 * i;
         f16_to_f32(u16::from_le_bytes([tile[at], tile[at + 1]]))
     };
-    let number = |code: u8| (i32::from(code) - ZERO_CODE) as f32;
+    let number = |code: u8| f32::from(code.cast_signed());
     for dim in 0..head_dim {
         keys[dim] = scale(&parts.key_scales, dim) * number(key_codes[key_at(dim, slot)]);
         let code = value_codes[value_at(head_dim, slot, dim)];
@@ -143,4 +141,41 @@ pub(super) fn scale(code: u8) -> f32 {
 pub(super) fn scale_code(least: f32) -> u8 {
     let up = (least.to_bits() + (1 << SCALE_SHIFT) - 1) >> SCALE_SHIFT;
     up.saturating_sub(SCALE_BIAS).min(255) as u8
+}
+
+/// As many bytes of a vector as there are.
+#[inline(always)]
+pub(crate) fn get<const N: usize>(from: &[u8]) -> [u8; N] {
+    match from.first_chunk() {
+        Some(whole) => *whole,
+        None => {
+            let mut filled = [0; N];
+            filled[..from.len()].copy_from_slice(from);
+            filled
+        }
+    }
+}
+
+/// Writes as many bytes of a vector as there is room for.
+#[inline(always)]
+pub(super) fn put<const N: usize>(vector: &[u8; N], to: &mut [u8]) {
+    match to.first_chunk_mut() {
+        Some(whole) => *whole = *vector,
+        None => to.copy_from_slice(&vector[..to.len()]),
+    }
+}
+
+/// Where the `i`th vector stands in a row, whose last one may not be whole.
+#[inline(always)]
+pub(super) fn room(row: &mut [u8], bytes: usize, i: usize) -> &mut [u8] {
+    let end = row.len().min((i + 1) * bytes);
+    &mut row[i * bytes..end]
+}
+
+/// What is added to the codes of two quads to make signed codes of them, from their offsets on.
+#[inline(always)]
+pub(crate) fn added(offsets: &[u8]) -> [[u8; QUAD]; 2] {
+    let offsets = u64::from_le_bytes(get(offsets));
+    let quad = |quad: u64| (quad as u32).to_le_bytes();
+    [quad(offsets), quad(offsets >> 32)]
 }

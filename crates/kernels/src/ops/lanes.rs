@@ -4,7 +4,6 @@
 //! registers hold (AVX2 uses two, portable code an array), every operation rounds once per lane as IEEE 754 says, and
 //! reductions add in one fixed tree: so all instruction sets give the same bits.
 
-#[allow(dead_code)] // the sums of products wait for attention on codes
 pub(crate) mod bytes;
 mod portable;
 #[cfg(target_arch = "x86_64")]

@@ -340,10 +340,10 @@ fn the_bytes_are_those_of_the_documentation() {
 
     let out = converted(Isa::best(), &layout, KvFormat::F16, &bytes, KvFormat::Int8);
     assert_eq!(out.len(), 384);
-    assert_eq!(out[..8], [255, 255, 255, 255, 1, 1, 1, 1]);
-    assert!(out[8..128].iter().all(|code| *code == 128));
+    assert_eq!(out[..8], [127, 127, 127, 127, 129, 129, 129, 129]);
+    assert!(out[8..128].iter().all(|code| *code == 0));
     // Values: tokens 0 to 3 of channel 0, then of channel 1.
-    assert_eq!(out[128..136], [128, 255, 255, 255, 128, 128, 128, 128]);
+    assert_eq!(out[128..136], [0, 127, 127, 127, 0, 0, 0, 0]);
     // 1 / 127 and 2 / 127 in half precision.
     assert_eq!(out[256..260], [0x08, 0x20, 0x08, 0x24]);
     assert_eq!(out[264..268], [0, 0, 0x08, 0x1C]);

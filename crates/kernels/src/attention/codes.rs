@@ -1,0 +1,454 @@
+//! Attention to quantized tiles by exact sums of integers.
+//!
+//! A score is `Σ q · scale · number` over channels. The products `q · scale` of a row with a tile become factors, integers
+//! of 16 bits in a unit that the largest `|q|` and the largest scale give, and are multiplied with the codes without any
+//! rounding; so are the probabilities times the tokens' scales with the values' codes, in 8 bits. Integers add up to the
+//! same bits in any order, on every instruction set. What is lost is half a unit: 2^-16 of the largest `|q|` times the
+//! largest scale, and 1 / 510 of the block's largest probability times the largest scale.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "several arrays are walked together, and the loops are unrolled"
+)]
+
+use super::Line;
+use super::micro::{QueryRows, ROWS, Rows, TOKEN_VECTORS, Tile, ValueRows};
+use super::plan::head_lines;
+use super::source::Source;
+use crate::kv::quantized::{Parts, QUAD, SCALE_BIAS, SCALE_SHIFT, VECTOR_BYTES, added, get};
+use crate::kv::{BLOCK_TOKENS, KvFormat};
+use crate::ops::lanes::bytes::{Codes, Factors};
+use crate::ops::lanes::{Kernel, LANES, Lanes};
+
+/// Quads of a block's tokens.
+const TOKEN_QUADS: usize = BLOCK_TOKENS / QUAD;
+/// Quads of a line.
+const LINE_QUADS: usize = LANES / QUAD;
+/// Sizes are taken to be this at least, so that all numbers may be zero.
+const LEAST: f32 = 1e-15;
+
+/// The largest factors of a head's channels: their products with codes add up to less than 2^31.
+fn largest_factor(head_dim: usize) -> f32 {
+    if head_dim <= 512 {
+        Factors::LARGEST
+    } else {
+        16_000.0
+    }
+}
+
+/// Where the codes and scales of a tile, and the factors that go with them, are kept.
+pub(super) struct CodeMemory<'a> {
+    keys: &'a mut [Line],
+    values: &'a mut [Line],
+    rest: Rest<'a>,
+}
+
+/// What is not codes.
+struct Rest<'a> {
+    key_scales: &'a mut [Line],
+    value_scales: &'a mut [Line],
+    bias: &'a mut [Line],
+    factors: &'a mut [Line],
+}
+
+impl<'a> CodeMemory<'a> {
+    /// In the room of a tile's values as numbers, `[32][lines]`.
+    pub(super) fn new(lines: usize, mut rest: &'a mut [Line]) -> Self {
+        let mut take = |count: usize| {
+            let (part, left) = std::mem::take(&mut rest).split_at_mut(count);
+            rest = left;
+            part
+        };
+        Self {
+            keys: take(LINE_QUADS * TOKEN_VECTORS * lines),
+            values: take(TOKEN_QUADS * lines),
+            rest: Rest {
+                key_scales: take(lines),
+                value_scales: take(TOKEN_VECTORS),
+                bias: take(TOKEN_VECTORS),
+                factors: take(ROWS * lines.max(TOKEN_VECTORS)),
+            },
+        }
+    }
+}
+
+fn as_codes(lines: &[Line]) -> &[Codes] {
+    // SAFETY: a line is 64 bytes without padding, and bytes need no alignment.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len()) }
+}
+
+fn as_codes_mut(lines: &mut [Line]) -> &mut [Codes] {
+    // SAFETY: a line is 64 bytes without padding any of which may be written, and bytes need no alignment.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len()) }
+}
+
+/// Takes query rows through quantized tiles, one after another.
+pub(super) struct AttendCodes<'a, 'b> {
+    pub(super) rows: &'a mut Rows<'b>,
+    pub(super) head_dim: usize,
+    pub(super) format: KvFormat,
+    pub(super) tiles: &'a [Tile<'a>],
+    pub(super) memory: CodeMemory<'a>,
+    /// The tile to ask for during the last one.
+    pub(super) next: *const u8,
+}
+
+impl Kernel for AttendCodes<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(mut self, l: L) {
+        self.rows.check(self.head_dim);
+        let mut i = 0;
+        while i < self.tiles.len() {
+            let tile = self.tiles[i];
+            let next = if i + 1 < self.tiles.len() {
+                self.tiles[i + 1].bytes.as_ptr()
+            } else {
+                self.next
+            };
+            let source = if self.format == KvFormat::Int4 {
+                unpack_int4(l, self.head_dim, tile.bytes, &mut self.memory)
+            } else {
+                unpack_int8(l, self.head_dim, tile.bytes, &mut self.memory)
+            };
+            // SAFETY: checked.
+            unsafe { self.rows.attend(l, source, tile.head, tile.visible, next) };
+            i += 1;
+        }
+    }
+}
+
+/// The codes of an int8 tile where they stand, if its rows are whole vectors, and its scales.
+#[inline(always)]
+fn unpack_int8<'a, L: Lanes>(
+    l: L,
+    head_dim: usize,
+    tile: &'a [u8],
+    memory: &'a mut CodeMemory<'_>,
+) -> CodeTile<'a> {
+    let parts = Parts::int8(head_dim);
+    for (scales, to) in [
+        (&tile[parts.key_scales], &mut memory.rest.key_scales),
+        (&tile[parts.value_scales], &mut memory.rest.value_scales),
+    ] {
+        for i in 0..to.len() {
+            l.store(l.load_f16(&get(&scales[2 * LANES * i..])), &mut to[i].0);
+        }
+    }
+    let (keys, values) = (tile[parts.keys].as_chunks().0, &tile[parts.values]);
+    if head_dim.is_multiple_of(LANES) {
+        let codes = (keys, values.as_chunks().0);
+        return CodeTile::new(l, head_dim, 2 * VECTOR_BYTES, codes, &mut memory.rest);
+    }
+    as_codes_mut(memory.keys)[..keys.len()].copy_from_slice(keys);
+    let (lines, to) = (head_lines(head_dim), as_codes_mut(memory.values));
+    for quad in 0..TOKEN_QUADS {
+        let row = &values[quad * QUAD * head_dim..][..QUAD * head_dim];
+        for i in 0..lines {
+            to[quad * lines + i] = get(&row[i * VECTOR_BYTES..]);
+        }
+    }
+    let codes = (as_codes(memory.keys), as_codes(memory.values));
+    CodeTile::new(l, head_dim, 2 * VECTOR_BYTES, codes, &mut memory.rest)
+}
+
+/// The codes of an int4 tile as those of an int8 one, and its scales.
+#[inline(always)]
+fn unpack_int4<'a, L: Lanes>(
+    l: L,
+    head_dim: usize,
+    tile: &'a [u8],
+    memory: &'a mut CodeMemory<'_>,
+) -> CodeTile<'a> {
+    let parts = Parts::int4(head_dim);
+    unpack_keys(l, head_dim, tile, &parts, as_codes_mut(memory.keys));
+    for (scales, to) in [
+        (&tile[parts.key_scales], &mut memory.rest.key_scales),
+        (&tile[parts.value_scales], &mut memory.rest.value_scales),
+    ] {
+        for i in 0..to.len() {
+            let scales = l.load_shifted(&get(&scales[LANES * i..]), SCALE_BIAS, SCALE_SHIFT);
+            l.store(scales, &mut to[i].0);
+        }
+    }
+    let (codes, offsets) = (&tile[parts.values], &tile[parts.value_offsets]);
+    let (lines, to) = (head_lines(head_dim), as_codes_mut(memory.values));
+    assert!(to.len() == TOKEN_QUADS * lines);
+    for pair in 0..TOKEN_QUADS / 2 {
+        let row = &codes[pair * QUAD * head_dim..][..QUAD * head_dim];
+        let added = added(&offsets[2 * QUAD * pair..]);
+        for i in 0..lines {
+            let [low, high] = l.unpack_nibbles(&get(&row[i * VECTOR_BYTES..]), added);
+            to[2 * pair * lines + i] = low;
+            to[(2 * pair + 1) * lines + i] = high;
+        }
+    }
+    let codes = (as_codes(memory.keys), as_codes(memory.values));
+    CodeTile::new(l, head_dim, VECTOR_BYTES, codes, &mut memory.rest)
+}
+
+/// Unpacks the keys' codes of an int4 tile.
+#[inline(always)]
+fn unpack_keys<L: Lanes>(l: L, head_dim: usize, tile: &[u8], parts: &Parts, to: &mut [Codes]) {
+    let codes = tile[parts.keys.clone()].as_chunks::<VECTOR_BYTES>().0;
+    let offsets = &tile[parts.key_offsets.clone()];
+    let pairs = head_dim.div_ceil(2 * QUAD);
+    assert!(codes.len() == pairs * TOKEN_VECTORS && to.len() >= 2 * codes.len());
+    for pair in 0..pairs {
+        let added = added(&offsets[2 * QUAD * pair..]);
+        for v in 0..TOKEN_VECTORS {
+            let [low, high] = l.unpack_nibbles(&codes[pair * TOKEN_VECTORS + v], added);
+            to[2 * pair * TOKEN_VECTORS + v] = low;
+            to[(2 * pair + 1) * TOKEN_VECTORS + v] = high;
+        }
+    }
+}
+
+/// A tile's codes of eight bits. Where the channels are not whole lines, the factors of what is beyond them are zero.
+#[derive(Clone, Copy)]
+struct CodeTile<'a> {
+    /// `[lines][4 quads][32 tokens]`.
+    keys: &'a [Codes],
+    /// `[quads of tokens][lines]`.
+    values: &'a [Codes],
+    /// `[lines]`.
+    key_scales: &'a [Line],
+    /// `[32 tokens]`.
+    value_scales: &'a [Line],
+    /// The largest scales.
+    key_size: f32,
+    value_size: f32,
+    /// Of the keys' codes, `[32 tokens]`.
+    bias: &'a [Line],
+    head_dim: usize,
+    /// Bytes that are asked for with each quad: one vector of bytes or two, as the codes are stored.
+    step: usize,
+    /// Room for the factors of [`ROWS`] rows, `[vector][ROWS]`.
+    factors: *mut Factors,
+}
+
+#[inline(always)]
+fn largest<L: Lanes>(l: L, scales: &[Line]) -> f32 {
+    let mut most = l.splat(LEAST);
+    for i in 0..scales.len() {
+        most = l.max(l.load(&scales[i].0), most);
+    }
+    l.reduce_max(most)
+}
+
+impl<'a> CodeTile<'a> {
+    /// # Panics
+    /// If something has not the length stated.
+    #[inline(always)]
+    fn new<L: Lanes>(
+        l: L,
+        head_dim: usize,
+        step: usize,
+        (keys, values): (&'a [Codes], &'a [Codes]),
+        rest: &'a mut Rest<'_>,
+    ) -> Self {
+        let lines = head_lines(head_dim);
+        assert!(keys.len() == LINE_QUADS * TOKEN_VECTORS * lines);
+        assert!(values.len() == TOKEN_QUADS * lines && rest.key_scales.len() == lines);
+        assert!(rest.value_scales.len() == TOKEN_VECTORS && rest.bias.len() == TOKEN_VECTORS);
+        assert!(rest.factors.len() == ROWS * lines.max(TOKEN_VECTORS));
+        for v in 0..TOKEN_VECTORS {
+            l.bias_of(&keys[v..], TOKEN_VECTORS, &mut rest.bias[v].0);
+        }
+        Self {
+            keys,
+            values,
+            key_scales: rest.key_scales,
+            value_scales: rest.value_scales,
+            key_size: largest(l, rest.key_scales),
+            value_size: largest(l, rest.value_scales),
+            bias: rest.bias,
+            head_dim,
+            step,
+            factors: rest.factors.as_mut_ptr().cast(),
+        }
+    }
+
+    /// Asks for so many cache lines that a tile is asked for, all but its scales, by the time its quads have been gone
+    /// through, keys' and values': evenly, because only so many requests may be under way.
+    #[inline(always)]
+    fn prefetch<L: Lanes>(&self, l: L, next: &mut *const u8) {
+        *next = next.wrapping_add(self.step);
+        // The same line where a step is one.
+        l.prefetch(next.wrapping_sub(self.step));
+        l.prefetch(next.wrapping_sub(VECTOR_BYTES));
+    }
+
+    /// Sums of products of the keys with the factors of `N` rows, from `first` on.
+    ///
+    /// # Safety
+    /// `first + N` is at most [`ROWS`].
+    #[inline(always)]
+    unsafe fn key_sums<L: Lanes, const N: usize>(
+        &self,
+        l: L,
+        first: usize,
+        mut next: *const u8,
+    ) -> [[L::Sums; TOKEN_VECTORS]; N] {
+        let mut sums = [[l.no_sums(); TOKEN_VECTORS]; N];
+        for line in 0..self.key_scales.len() {
+            for quarter in 0..LINE_QUADS {
+                self.prefetch(l, &mut next);
+                // SAFETY: there are factors of all lines for each row, and two vectors of codes for each quad.
+                unsafe {
+                    let quad = line * LINE_QUADS + quarter;
+                    for r in 0..N {
+                        let factors = &*self.factors.add(line * ROWS + first + r);
+                        for v in 0..TOKEN_VECTORS {
+                            let codes = self.keys.get_unchecked(quad * TOKEN_VECTORS + v);
+                            sums[r][v] = l.dot4(sums[r][v], codes, factors, quarter);
+                        }
+                    }
+                }
+            }
+        }
+        sums
+    }
+
+    /// Adds products of `C` vectors of values, from `column` on, with the factors of `N` rows, from `first` on, to the
+    /// rows' sums; returns `C`.
+    ///
+    /// # Safety
+    /// `first + N` is at most `R`, `column + C` at most the lines, and [`ValueRows`] has what it says.
+    #[inline(always)]
+    unsafe fn add_columns<L: Lanes, const R: usize, const N: usize, const C: usize>(
+        &self,
+        l: L,
+        (first, column): (usize, usize),
+        units: &[f32; R],
+        rows: &ValueRows<R>,
+    ) -> usize {
+        let mut sums = [[l.no_byte_sums(); C]; N];
+        let asked = column / 2 * TOKEN_QUADS * self.step;
+        let mut next = rows.next.wrapping_add(asked);
+        // SAFETY: the caller's promises; there are vectors for every quad and line, and factors of all tokens for each row.
+        unsafe {
+            for quad in 0..TOKEN_QUADS {
+                for _ in 0..C.div_ceil(2) {
+                    self.prefetch(l, &mut next);
+                }
+                let (vector, quarter) = (quad / LINE_QUADS, quad % LINE_QUADS);
+                for r in 0..N {
+                    let factors = &*self.factors.add(vector * ROWS + first + r);
+                    for c in 0..C {
+                        let at = quad * rows.lines + column + c;
+                        let codes = self.values.get_unchecked(at);
+                        sums[r][c] = l.dot4_bytes(sums[r][c], codes, factors, quarter);
+                    }
+                }
+            }
+            for r in 0..N {
+                let unit = l.splat(units[first + r]);
+                for c in 0..C {
+                    let to = &mut (*rows.sums.add((first + r) * rows.lines + column + c)).0;
+                    let sum = l.finish_bytes(sums[r][c]);
+                    l.store(l.fma(sum, unit, l.load(to)), to);
+                }
+            }
+        }
+        C
+    }
+}
+
+/// A size that can be divided by; not a number stays so.
+#[inline(always)]
+fn at_least(size: f32) -> f32 {
+    if size < LEAST { LEAST } else { size }
+}
+
+impl Source for CodeTile<'_> {
+    #[inline(always)]
+    fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    #[inline(always)]
+    fn key_bytes(&self) -> usize {
+        self.keys.len() / TOKEN_VECTORS * self.step
+    }
+
+    #[inline(always)]
+    unsafe fn scores<L: Lanes, const R: usize>(
+        self,
+        l: L,
+        rows: &QueryRows,
+        next: *const u8,
+    ) -> [[L::V; TOKEN_VECTORS]; R] {
+        let largest = largest_factor(self.head_dim);
+        let mut scores = [[l.splat(0.0); TOKEN_VECTORS]; R];
+        let mut units = [0.0; R];
+        // SAFETY: the caller's promise: `R` rows of as many vectors as there are scales; `R` is at most `ROWS`.
+        unsafe {
+            let key_inverse = largest / self.key_size;
+            for r in 0..R {
+                let size = at_least(*rows.sizes.add(r));
+                let inverse = l.splat(key_inverse / size);
+                units[r] = size * (self.key_size * (1.0 / largest));
+                let query: *const [f32; LANES] = rows.numbers.add(r * rows.len).cast();
+                for i in 0..self.key_scales.len() {
+                    let number = l.mul(l.load(&*query.add(i)), l.load(&self.key_scales[i].0));
+                    let to = &mut *self.factors.add(i * ROWS + r);
+                    l.store_signed(l.mul(number, inverse), to);
+                }
+            }
+            if const { L::MANY_SUMS } {
+                let sums = self.key_sums::<L, R>(l, 0, next);
+                for r in 0..R {
+                    for v in 0..TOKEN_VECTORS {
+                        let sum = l.finish_signed(sums[r][v], &self.bias[v].0);
+                        scores[r][v] = l.mul(sum, l.splat(units[r]));
+                    }
+                }
+            } else {
+                for r in 0..R {
+                    let [sums] = self.key_sums::<L, 1>(l, r, next);
+                    for v in 0..TOKEN_VECTORS {
+                        let sum = l.finish_signed(sums[v], &self.bias[v].0);
+                        scores[r][v] = l.mul(sum, l.splat(units[r]));
+                    }
+                }
+            }
+        }
+        scores
+    }
+
+    #[inline(always)]
+    unsafe fn add_values<L: Lanes, const R: usize>(self, l: L, rows: &ValueRows<R>) {
+        let mut units = [0.0; R];
+        // SAFETY: the caller's promise: `R` rows of probabilities and of sums; columns stay below the lines.
+        unsafe {
+            for r in 0..R {
+                let p: *const [f32; LANES] = rows.probabilities.add(r * BLOCK_TOKENS).cast();
+                let p = [l.load(&*p), l.load(&*p.add(1))];
+                let size = at_least(l.reduce_max(l.max(p[0], p[1]))) * self.value_size;
+                let inverse = l.splat(Factors::LARGEST_BYTE / size);
+                units[r] = size * (1.0 / Factors::LARGEST_BYTE);
+                for v in 0..TOKEN_VECTORS {
+                    let number = l.mul(p[v], l.load(&self.value_scales[v].0));
+                    let to = &mut *self.factors.add(v * ROWS + r);
+                    l.store_bytes(l.mul(number, inverse), to);
+                }
+            }
+            let mut column = 0;
+            while column < rows.lines {
+                if const { L::MANY_SUMS } {
+                    column += match rows.lines - column {
+                        1 => self.add_columns::<L, R, R, 1>(l, (0, column), &units, rows),
+                        2 | 3 => self.add_columns::<L, R, R, 2>(l, (0, column), &units, rows),
+                        _ => self.add_columns::<L, R, R, 4>(l, (0, column), &units, rows),
+                    };
+                } else {
+                    for r in 0..R {
+                        self.add_columns::<L, R, 1, 1>(l, (r, column), &units, rows);
+                    }
+                    column += 1;
+                }
+            }
+        }
+    }
+}
