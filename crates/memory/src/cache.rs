@@ -183,16 +183,20 @@ impl KvCache {
         })
     }
 
-    /// Inserts `tokens` with values of `held`; keeps ids and policy in step with the tree.
+    /// Inserts `tokens`, of which a sequence found the first `attached` and computed the others, with values of
+    /// `held`; keeps ids and policy in step with the tree. What is there already is not used by this.
     fn enter(
         &mut self,
         namespace: &Namespace,
         tokens: &[u32],
+        attached: usize,
         now_ms: u64,
         mut held: impl FnMut(usize) -> (Held, bool),
     ) -> Vec<NodeId> {
+        let block_tokens = self.pool.block_tokens();
         let known = self.tree.peek(namespace, tokens).full;
-        let turn = self.turn_after(known.last().copied());
+        let found = (attached / block_tokens).min(known.len());
+        let turn = self.turn_after(known[..found].last().copied());
         let done = self.tree.insert(namespace, tokens, |block| {
             let (held, is_on_disk) = held(block);
             Entry {
@@ -206,20 +210,26 @@ impl KvCache {
         if let Some(replaced) = done.replaced {
             self.forget(replaced, false);
         }
-        for &node in &done.path[done.path.len() - done.new_nodes..] {
-            if let Some(info) = self.tree.info(node) {
-                self.nodes.insert(info.hash.short(), node);
-                self.ids.insert(node, info.hash.short());
-            }
-        }
-        let block_tokens = self.pool.block_tokens();
-        for &node in done.path.iter().rev() {
-            let (Some(&id), Some(info)) = (self.ids.get(&node), self.tree.info(node)) else {
-                continue;
+        let entered = &done.path[done.path.len() - done.new_nodes..];
+        let info = |&node: &NodeId| {
+            self.tree
+                .info(node)
+                .map(|i| (node, i.hash.short(), i.tokens))
+        };
+        let entered: Vec<(NodeId, Id, usize)> = entered.iter().filter_map(info).collect();
+        let is_remembered = |&&(_, id, _): &&(NodeId, Id, usize)| self.policy.remembers(id);
+        let remembered = entered.iter().take_while(is_remembered).count();
+        let new_tokens = tokens
+            .len()
+            .saturating_sub(attached + remembered * block_tokens);
+        for &(node, id, tokens) in entered.iter().rev() {
+            self.nodes.insert(id, node);
+            self.ids.insert(node, id);
+            let facts = Facts {
+                new_tokens: new_tokens as u64,
+                ..self.facts(tokens < block_tokens, turn, now_ms)
             };
-            let is_partial = info.tokens < block_tokens;
-            self.policy
-                .insert(id, &self.facts(is_partial, turn, now_ms));
+            self.policy.insert(id, &facts);
         }
         done.path
     }
@@ -239,12 +249,15 @@ impl KvCache {
             .map_or(0, |e| e.first_turn.saturating_add(1))
     }
 
-    /// Tells the policy of a use, from the end to the start.
-    fn touch(&mut self, path: impl DoubleEndedIterator<Item = NodeId>, turn: u32, now_ms: u64) {
+    /// Tells the policy of a use by a sequence of `new_tokens` besides, from the end to the start.
+    fn touch(&mut self, path: &[NodeId], (turn, new_tokens): (u32, usize), now_ms: u64) {
         let block_tokens = self.pool.block_tokens();
-        for node in path.rev() {
+        for &node in path.iter().rev() {
             if let (Some(&id), Some(info)) = (self.ids.get(&node), self.tree.info(node)) {
-                let facts = self.facts(info.tokens < block_tokens, turn, now_ms);
+                let facts = Facts {
+                    new_tokens: new_tokens as u64,
+                    ..self.facts(info.tokens < block_tokens, turn, now_ms)
+                };
                 self.policy.touch(id, &facts);
             }
             if let Some(entry) = self.tree.get_mut(node) {
@@ -281,9 +294,13 @@ impl KvCache {
             "the table holds the tokens"
         );
         let blocks: Vec<Block> = table.blocks().to_vec();
-        let path = self.enter(namespace, tokens, now_ms, |block| {
-            (Held::Ram(blocks[block].clone()), false)
-        });
+        let path = self.enter(
+            namespace,
+            tokens,
+            table.attached_tokens(),
+            now_ms,
+            |block| (Held::Ram(blocks[block].clone()), false),
+        );
         let chunks = tokens.chunks(self.pool.block_tokens());
         for ((index, &node), chunk) in path.iter().enumerate().zip(chunks) {
             // A longer block may stand for a partial one.

@@ -41,6 +41,9 @@ pub struct Facts {
     pub is_partial: bool,
     /// How many earlier prompts the sequence continues that uses it: 0 for a first turn.
     pub turn: u32,
+    /// Tokens of the sequence that no block was remembered for: few in a conversation that goes on, many in
+    /// a text that comes once.
+    pub new_tokens: u64,
     /// When it is used next, for the offline bound only; `u64::MAX`: never, or unknown.
     pub next_use: u64,
 }
@@ -55,6 +58,7 @@ impl Facts {
             way_back: 1.0,
             is_partial: false,
             turn: 0,
+            new_tokens: 0,
             next_use: u64::MAX,
         }
     }
@@ -86,6 +90,11 @@ pub trait Policy {
 
     /// The candidate cannot go now: offer all others before it.
     fn defer(&mut self, id: Id);
+
+    /// Whether the block is held, or was lately as far as the policy remembers.
+    fn remembers(&self, _id: Id) -> bool {
+        false
+    }
 
     /// Number of blocks held.
     fn len(&self) -> usize;

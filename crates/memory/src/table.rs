@@ -55,6 +55,7 @@ pub struct BlockTable {
     pool: KvPool,
     blocks: Vec<Block>,
     len_tokens: usize,
+    attached_tokens: usize,
 }
 
 impl BlockTable {
@@ -65,7 +66,14 @@ impl BlockTable {
             pool: pool.clone(),
             blocks: Vec::new(),
             len_tokens: 0,
+            attached_tokens: 0,
         }
+    }
+
+    /// Tokens that were [attached](Self::attach), not computed.
+    #[must_use]
+    pub fn attached_tokens(&self) -> usize {
+        self.attached_tokens
     }
 
     /// The pool its blocks come from.
@@ -309,6 +317,7 @@ impl BlockTable {
         );
         self.blocks.push(block);
         self.len_tokens += tokens;
+        self.attached_tokens += tokens;
     }
 
     /// A second table with the same tokens, sharing every block that holds any. What was reserved beyond
@@ -320,6 +329,7 @@ impl BlockTable {
             pool: self.pool.clone(),
             blocks: self.blocks[..used].to_vec(),
             len_tokens: self.len_tokens,
+            attached_tokens: self.attached_tokens,
         }
     }
 
@@ -327,6 +337,7 @@ impl BlockTable {
     /// too. Does nothing to the tokens if there are no more than that.
     pub fn truncate(&mut self, tokens: usize) {
         self.len_tokens = self.len_tokens.min(tokens);
+        self.attached_tokens = self.attached_tokens.min(tokens);
         let used = self.len_tokens.div_ceil(self.pool.block_tokens());
         self.blocks.truncate(used);
     }

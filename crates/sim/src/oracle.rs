@@ -18,9 +18,10 @@ use crate::trace::Request;
 #[must_use]
 pub fn hindsight(trace: &[Request], next_uses: &[Vec<u64>]) -> CostModel {
     let model = Rc::new(RefCell::new(CostModel::default()));
+    // Room for all, on both levels: the one model stands for both, and nothing is evicted.
     let room = Sizes {
         ram_blocks: usize::MAX,
-        disk_blocks: 0,
+        disk_blocks: usize::MAX,
     };
     Replay::new(room, || Box::new(Shared(Rc::clone(&model)))).run(trace, next_uses);
     let now = trace.last().map_or(0, |request| request.at_ms);
@@ -54,6 +55,10 @@ impl Policy for Shared {
 
     fn defer(&mut self, id: Id) {
         self.0.borrow_mut().defer(id);
+    }
+
+    fn remembers(&self, id: Id) -> bool {
+        self.0.borrow().remembers(id)
     }
 
     fn len(&self) -> usize {
@@ -108,6 +113,10 @@ impl Policy for Whether {
         if !self.dead.remove(&id) {
             self.others.defer(id);
         }
+    }
+
+    fn remembers(&self, id: Id) -> bool {
+        self.others.remembers(id)
     }
 
     fn len(&self) -> usize {

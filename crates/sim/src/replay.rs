@@ -126,12 +126,14 @@ impl Replay {
             .last()
             .and_then(|&node| self.tree.get(node))
             .map_or(0, |h| h.first_turn + 1);
+        let new_tokens = self.new_tokens(request);
         let facts: Vec<Facts> = next_uses
             .iter()
             .enumerate()
             .map(|(block, &next_use)| Facts {
                 is_partial: (block as u64 + 1) * TRACE_BLOCK_TOKENS > request.input_tokens,
                 turn,
+                new_tokens,
                 next_use,
                 ..Facts::at(request.at_ms)
             })
@@ -154,6 +156,20 @@ impl Replay {
         while self.disk.policy.len() > self.disk.room {
             self.shrink_disk(request.at_ms);
         }
+    }
+
+    /// Tokens of the prompt behind the last block that a level's policy remembers.
+    fn new_tokens(&self, request: &Request) -> u64 {
+        let mut hash = self.namespace.root();
+        let is_known = move |block: &&u32| {
+            hash = hash.child(&[**block]);
+            let id = hash.short();
+            self.ram.policy.remembers(id) || self.disk.policy.remembers(id)
+        };
+        let known = request.blocks.iter().take_while(is_known).count() as u64;
+        request
+            .input_tokens
+            .saturating_sub(known * TRACE_BLOCK_TOKENS)
     }
 
     fn count_hits(&mut self, request: &Request, found: &[NodeId]) {

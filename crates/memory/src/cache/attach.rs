@@ -60,7 +60,9 @@ impl KvCache {
         }
         drop(reads);
         let turn = self.turn_after(found.full.last().copied());
-        self.touch(path.iter().map(|p| p.0), turn, now_ms);
+        let nodes: Vec<NodeId> = path.iter().map(|p| p.0).collect();
+        let new_tokens = tokens.len() - table.len_tokens();
+        self.touch(&nodes, (turn, new_tokens), now_ms);
         table.len_tokens()
     }
 
@@ -84,7 +86,10 @@ impl KvCache {
             end += chunk.len();
         }
         if end > known.len() * self.pool.block_tokens() {
-            self.enter(namespace, &tokens[..end], now_ms, |_| (Held::Disk, true));
+            let found = known.len() * self.pool.block_tokens();
+            self.enter(namespace, &tokens[..end], found, now_ms, |_| {
+                (Held::Disk, true)
+            });
         }
     }
 

@@ -57,10 +57,16 @@ impl KvCache {
         }
         self.stats.remote_tokens += (blocks.len() * block_tokens) as u64;
         let end = (known + blocks.len()) * block_tokens;
-        let entered = self.enter(namespace, &tokens[..end], now_ms, |index| {
-            let block = blocks.get(index.wrapping_sub(known));
-            (block.map_or(Held::Gone, |b| Held::Ram(b.clone())), false)
-        });
+        let entered = self.enter(
+            namespace,
+            &tokens[..end],
+            known * block_tokens,
+            now_ms,
+            |index| {
+                let block = blocks.get(index.wrapping_sub(known));
+                (block.map_or(Held::Gone, |b| Held::Ram(b.clone())), false)
+            },
+        );
         // Names of blocks that were let go of were there already, without the bytes.
         for (&node, block) in entered.iter().skip(known).zip(&blocks) {
             let entry = self.tree.get(node);

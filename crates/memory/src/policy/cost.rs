@@ -7,8 +7,9 @@
 //!   (uses expected per unit of time from its age on, in its class) × (cost of its way back) / bytes
 //! ```
 //!
-//! Classes are (uses so far, partial or full); ages are logarithmic. What happened to
-//! the blocks of a class at each age is counted as it happens and fades, so the model follows the load.
+//! Classes are (uses so far, new tokens of the sequence, first turn or later, partial or full); ages are
+//! logarithmic. What happened to the blocks of a class at each age is counted as it happens and fades, so
+//! the model follows the load; a class that was seen little is judged by its features ([`hazard`]).
 //! Blocks that were evicted are remembered for a while by id: their return tells how long they would have
 //! had to be kept, which a cache that only sees its own hits never learns.
 //!
@@ -19,11 +20,17 @@ use std::collections::HashMap;
 
 use super::{Facts, Id, Policy, Queue};
 
+mod hazard;
+
+use hazard::{Exposure, densities, factors, hazards, pooled};
+
 /// Classes by uses so far: 0, 1, 2, 3–4, 5–8, more.
 const USE_CLASSES: usize = 6;
-/// Classes by turn, likewise.
-const TURN_CLASSES: usize = 6;
-const CLASSES: usize = USE_CLASSES * TURN_CLASSES * 2;
+/// Classes by new tokens of the sequence: below 256, and six doublings, the last open.
+const NEW_CLASSES: usize = 7;
+/// Classes by turn: first, second, later.
+const TURN_CLASSES: usize = 3;
+const CLASSES: usize = USE_CLASSES * NEW_CLASSES * TURN_CLASSES * 2;
 /// Four ages per doubling, over the whole of `u64`.
 const AGES: usize = 256;
 /// Events between two renewals of the table of densities.
@@ -32,9 +39,6 @@ const RENEWAL_EVENTS: u32 = 2048;
 const FADE: f32 = 0.97;
 /// Evicted blocks remembered at least; more where more are held. About 64 bytes each.
 const REMEMBERED: usize = 1 << 15;
-/// Weight of the common hazard in a class's own, in uses.
-const PRIOR_USES: f32 = 20.0;
-
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     class: usize,
@@ -110,6 +114,10 @@ fn age_floor(class: usize) -> u64 {
     }
 }
 
+fn age_width(age: usize) -> f32 {
+    age_floor(age + 1).saturating_sub(age_floor(age)).max(1) as f32
+}
+
 fn bucket(count: u32) -> usize {
     match count {
         0..=2 => count as usize,
@@ -119,9 +127,26 @@ fn bucket(count: u32) -> usize {
     }
 }
 
+/// The class of these features, each below its number of classes.
+fn class_from([uses, new, turn, partial]: [usize; 4]) -> usize {
+    ((uses * NEW_CLASSES + new) * TURN_CLASSES + turn) * 2 + partial
+}
+
+/// The features of a class.
+fn features_of(class: usize) -> [usize; 4] {
+    let (rest, partial) = (class / 2, class % 2);
+    let (rest, turn) = (rest / TURN_CLASSES, rest % TURN_CLASSES);
+    [rest / NEW_CLASSES, rest % NEW_CLASSES, turn, partial]
+}
+
 fn class_of(uses: u32, facts: &Facts) -> usize {
-    let class = bucket(uses) * TURN_CLASSES + bucket(facts.turn);
-    class * 2 + usize::from(facts.is_partial)
+    let new = (facts.new_tokens / 128).max(1).ilog2() as usize;
+    class_from([
+        bucket(uses),
+        new.min(NEW_CLASSES - 1),
+        (facts.turn as usize).min(TURN_CLASSES - 1),
+        usize::from(facts.is_partial),
+    ])
 }
 
 impl CostModel {
@@ -155,24 +180,14 @@ impl CostModel {
             .counts
             .iter()
             .zip(&alive)
-            .map(|(c, a)| Exposure::new(c, a))
+            .map(|(c, a)| Exposure::new(&c.uses, &c.ends, a))
             .collect();
-        let sum = |age: usize, column: fn(&Exposure) -> &[f32]| -> f32 {
-            classes.iter().map(|class| column(class)[age]).sum()
-        };
-        // The constants keep an age that nobody reached from having no hazard at all.
-        let pooled: Vec<f32> = (0..AGES)
-            .map(|age| {
-                (sum(age, |e| &e.uses) + 1e-3)
-                    / (sum(age, |e| &e.risk) + age_floor(age) as f32 + 1.0)
-            })
-            .collect();
-        let oldest = (0..AGES)
-            .rev()
-            .find(|&age| sum(age, |e| &e.risk) > 0.0)
-            .unwrap_or(0);
-        for (counts, class) in self.counts.iter_mut().zip(&classes) {
-            densities(&hazards(class, &pooled), oldest, &mut counts.density);
+        let pooled = pooled(&classes);
+        let factors = factors(&classes, &pooled);
+        let oldest = hazard::oldest(&classes);
+        for ((counts, class), factor) in self.counts.iter_mut().zip(&classes).zip(factors) {
+            let hazards = hazards(class, &pooled, factor);
+            densities(&hazards, oldest, &mut counts.density);
             for value in counts.uses.iter_mut().chain(&mut counts.ends) {
                 *value *= FADE;
             }
@@ -222,63 +237,6 @@ impl CostModel {
             }
         }
     }
-}
-
-/// Uses and time at risk of one class (or of all) at each age.
-struct Exposure {
-    uses: Vec<f32>,
-    risk: Vec<f32>,
-}
-
-impl Exposure {
-    /// `alive` are the stays that have not ended yet, by their age: without them the model would only
-    /// know of ages that somebody came back from.
-    fn new(counts: &Counts, alive: &[f32]) -> Self {
-        let mut risk = vec![0.0; AGES];
-        let mut older = 0.0f32;
-        for age in (0..AGES).rev() {
-            let here = counts.uses[age] + counts.ends[age] + alive[age];
-            risk[age] = age_width(age) * (older + 0.5 * here);
-            older += here;
-        }
-        Self {
-            uses: counts.uses.clone(),
-            risk,
-        }
-    }
-}
-
-/// Uses per unit of time at each age in one class, drawn towards `pooled` where the class was seen little.
-fn hazards(class: &Exposure, pooled: &[f32]) -> Vec<f32> {
-    let draw = |(age, &common): (usize, &f32)| {
-        (class.uses[age] + PRIOR_USES) / (class.risk[age] + PRIOR_USES / common)
-    };
-    pooled.iter().enumerate().map(draw).collect()
-}
-
-/// From the hazards, for each age: the greatest uses per unit of time that keeping the block until some
-/// later age, or its use, promises (the Gittins index of the stay).
-fn densities(hazards: &[f32], oldest: usize, out: &mut [f32]) {
-    for (age, out) in out.iter_mut().enumerate() {
-        let (mut survival, mut uses, mut time, mut best) = (1.0f32, 0.0f32, 0.0f32, 0.0f32);
-        let end = AGES.min(oldest + 2).max(age + 1);
-        for (later, hazard) in hazards.iter().enumerate().take(end).skip(age) {
-            let gone = -(-hazard * age_width(later)).exp_m1();
-            uses += survival * gone;
-            // The mean time spent in this age, by those who come into it.
-            time += survival * gone / hazard;
-            survival *= 1.0 - gone;
-            best = best.max(uses / time);
-            if survival < 1e-3 {
-                break;
-            }
-        }
-        *out = best;
-    }
-}
-
-fn age_width(age: usize) -> f32 {
-    age_floor(age + 1).saturating_sub(age_floor(age)).max(1) as f32
 }
 
 impl Policy for CostModel {
@@ -345,6 +303,10 @@ impl Policy for CostModel {
         if let Some(entry) = self.entries.get(&id).copied() {
             self.queues[entry.class].push_back(id);
         }
+    }
+
+    fn remembers(&self, id: Id) -> bool {
+        self.entries.contains_key(&id) || self.gone.contains_key(&id)
     }
 
     fn len(&self) -> usize {
