@@ -266,6 +266,10 @@ pub struct ServeArgs {
     /// Cancel a stream whose client takes nothing for so long.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub slow_client: u64,
+    /// Time that a step should take at most: prompts are computed in smaller chunks where they must be. Shorter keeps
+    /// the pauses of running answers short, longer computes long prompts a little faster.
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 400, value_parser = clap::value_parser!(u64).range(1..))]
+    pub step_ms: u64,
     /// Time for running requests to finish when the server is asked to end.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub grace: u64,

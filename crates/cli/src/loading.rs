@@ -157,6 +157,7 @@ pub fn load(
     let cache = KvCache::new(&parts.kv, options).map_err(|why| no_room(&why))?;
     let config = EngineConfig {
         batch_tokens: limits.batch_tokens,
+        step_ms: None,
         max_running: sequences,
         fingerprint,
         // One user: there is nobody to keep anything from.

@@ -51,7 +51,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     };
     warn_if_open(&options);
     let about = format!("{} in a budget of {}", model.id, show(parts.budget.limit()));
-    let engine = engine(parts, &model.tokenizer, disk.as_ref(), parallel)?;
+    let engine = engine(parts, &model.tokenizer, disk.as_ref(), args)?;
     neap_server::run(engine, model, options, |address| {
         eprintln!("neap: serving {about} on http://{address}/");
     })?;
@@ -90,7 +90,7 @@ fn engine(
     parts: Parts,
     tokenizer: &Tokenizer,
     disk: Option<&Disk>,
-    sequences: usize,
+    args: &ServeArgs,
 ) -> Result<Engine<CpuDecoder>, Failure> {
     let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
     let options = CacheOptions {
@@ -105,7 +105,8 @@ fn engine(
     })?;
     let config = EngineConfig {
         batch_tokens: parts.decoder.limits().batch_tokens,
-        max_running: sequences,
+        step_ms: Some(args.step_ms),
+        max_running: args.parallel as usize,
         fingerprint,
         secret: match disk {
             Some(disk) => disk.secret,

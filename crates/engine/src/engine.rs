@@ -2,6 +2,7 @@
 //!
 //! No threads, clocks or I/O of its own: whoever drives it calls [`Engine::step`] until it is idle.
 
+mod pace;
 mod weights;
 
 use neap_memory::cache::{CacheStats, KvCache};
@@ -13,6 +14,8 @@ use neap_memory::{
 use neap_model::decoder::{Decoder, LogitsWanted, SequenceChunk};
 use neap_model::tokenizer::Tokenizer;
 
+use pace::Pace;
+
 use crate::request::{AdmissionError, Event, FinishReason, Request, RequestId};
 use crate::schedule::{self, Candidate, Plan, Snapshot};
 use crate::sequence::{AttendedTokens, Limits, Sequence};
@@ -22,6 +25,9 @@ use crate::sequence::{AttendedTokens, Limits, Sequence};
 pub struct EngineConfig {
     /// Tokens that one step computes at most, over all sequences.
     pub batch_tokens: usize,
+    /// Milliseconds that a step should take at most; the batch is made smaller for it where the caller's clock
+    /// shows that it must be. None: as long as it takes.
+    pub step_ms: Option<u64>,
     /// Sequences that run at once at most.
     pub max_running: usize,
     /// The model and everything else that the contents of a block depend on.
@@ -39,6 +45,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             batch_tokens: 512,
+            step_ms: None,
             max_running: 32,
             fingerprint: Fingerprint::of_parts(&[]),
             secret: [0; 32],
@@ -64,8 +71,9 @@ pub struct Engine<D> {
     steps: u64,
     preemptions: u64,
     attended: AttendedTokens,
-    /// The last step that let go of weights.
-    weights_released_at: u64,
+    pace: Pace,
+    /// When weights were let go of last.
+    weights_released_ms: Option<u64>,
     /// The caller's clock at the last step.
     now_ms: u64,
 }
@@ -109,7 +117,8 @@ impl<D: Decoder> Engine<D> {
             steps: 0,
             preemptions: 0,
             attended: AttendedTokens::default(),
-            weights_released_at: 0,
+            pace: Pace::new(config.step_ms),
+            weights_released_ms: None,
             now_ms: 0,
         }
     }
@@ -294,6 +303,14 @@ impl<D: Decoder> Engine<D> {
         &self.budget
     }
 
+    /// What an engine does that has nothing to compute: pays for a budget that shrank, and uses one that grew.
+    /// To be called now and then while [`Engine::is_idle`].
+    pub fn rest(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.cache.shrink(now_ms);
+        self.balance_weights(0);
+    }
+
     /// Computes one batch and gives what came of it. An idle engine gives nothing. `now_ms` is the
     /// caller's clock: it never falls, and only differences count.
     pub fn step(&mut self, now_ms: u64) -> Vec<Event> {
@@ -303,6 +320,7 @@ impl<D: Decoder> Engine<D> {
             return events;
         }
         self.steps += 1;
+        self.pace.begin(now_ms);
         let mut plan = self.plan();
         if plan.starved.is_some() && self.release_weights_for_blocks() {
             plan = self.plan();
@@ -314,6 +332,9 @@ impl<D: Decoder> Engine<D> {
         let chunks = self.rearrange(&plan);
         let chunks = self.reserve(chunks);
         self.compute(&chunks, &mut events);
+        if !self.is_idle() {
+            self.pace.computed(now_ms, chunks.iter().map(|c| c.1).sum());
+        }
         events
     }
 
@@ -332,7 +353,7 @@ impl<D: Decoder> Engine<D> {
             free_blocks: (free_bytes / block_bytes) as usize,
             deficit_blocks: self.budget.excess().div_ceil(block_bytes) as usize,
             block_tokens: self.kv.block_tokens(),
-            batch_tokens: self.config.batch_tokens,
+            batch_tokens: self.pace.limit(self.config.batch_tokens),
             max_running: self.config.max_running,
         });
         tracing::trace!(?plan, "planned a step");

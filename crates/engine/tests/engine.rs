@@ -314,8 +314,9 @@ fn a_shrink_below_the_weights_fails_nothing_and_growth_brings_them_back() {
         assert_eq!(results.tokens[id], expected(prompt, 30));
     }
     engine.budget().set_limit(2 * roomy);
-    engine.submit(request(&[1], 150)).unwrap();
-    run(&mut engine);
+    for now_ms in 0..60 {
+        engine.rest(100 * now_ms);
+    }
     assert_eq!(weight_bytes(&engine), 20 * PIECE_BYTES);
 }
 

@@ -36,7 +36,7 @@ pub async fn set_budget(
     let least = least_bytes(&app);
     if bytes < least {
         let message = format!(
-            "`bytes` must be at least {least}: weights, scratch and one block of keys and values"
+            "`bytes` must be at least {least}: the layers in use, scratch and one block of keys and values"
         );
         return Err(ApiError::field("bytes", message));
     }
@@ -67,7 +67,8 @@ fn wanted_bytes(body: &Value) -> Result<u64, ApiError> {
 fn least_bytes(app: &App) -> u64 {
     let ledger = app.budget.snapshot();
     let fixed = ledger.charged - ledger.of_kind(ChargeKind::Kv);
-    fixed + app.engine.shared.report().block_bytes
+    let report = app.engine.shared.report();
+    fixed.saturating_sub(report.releasable_weight_bytes) + report.block_bytes
 }
 
 /// The watch follows within one reading. It may set less, where the system has not so much.
@@ -111,6 +112,7 @@ fn describe(app: &App) -> Value {
             "charged_bytes": ledger.charged,
             "peak_charged_bytes": ledger.peak_charged,
             "least_bytes": least_bytes(app),
+            "releasable_weight_bytes": report.releasable_weight_bytes,
             "refusals": ledger.refusals,
             "by_kind": kinds,
         },

@@ -25,6 +25,8 @@ pub struct Report {
     pub cached_blocks: usize,
     /// Bytes that the cache could give up.
     pub freeable_bytes: u64,
+    /// Bytes of weights that could be read from the model's file at each use instead.
+    pub releasable_weight_bytes: u64,
     /// The pool.
     pub pool: Option<PoolStats>,
     /// Sequences that gave their blocks up for others so far.
@@ -83,6 +85,7 @@ impl Report {
             cache: cache.stats(),
             cached_blocks: cache.len_blocks(),
             freeable_bytes: cache.freeable_bytes(),
+            releasable_weight_bytes: engine.decoder().releasable_weight_bytes(),
             pool: Some(engine.kv().stats()),
             preemptions: engine.preemptions(),
             block_bytes: engine.kv().charged_block_bytes(),

@@ -190,9 +190,8 @@ impl<D: Decoder> Worker<D> {
                 break;
             }
             self.cancel_abandoned();
-            if self.engine.is_idle() && self.engine.budget().excess() > 0 {
-                // A step would do this, but an idle engine has none.
-                self.engine.cache_mut().shrink(clock_ms());
+            if self.engine.is_idle() {
+                self.engine.rest(clock_ms());
             }
             let events = self.engine.step(clock_ms());
             self.deliver(events);

@@ -4,9 +4,9 @@ use neap_model::decoder::Decoder;
 
 use super::Engine;
 
-/// Steps after weights were let go of in which none are taken back: reading and repacking them costs more than a
-/// few steps gain.
-const PATIENCE_STEPS: u64 = 64;
+/// Time after weights were let go of in which none are taken back: reading and repacking them costs more than a few
+/// steps gain.
+const PATIENCE_MS: u64 = 3000;
 
 /// Blocks that weights make room for at a time, so that this does not happen for each block.
 const BLOCKS_AT_A_TIME: u64 = 16;
@@ -27,7 +27,10 @@ impl<D: Decoder> Engine<D> {
             if missing > 0 {
                 self.release_weights(missing);
             }
-        } else if self.steps >= self.weights_released_at + PATIENCE_STEPS {
+        } else if self
+            .weights_released_ms
+            .is_none_or(|released| self.now_ms >= released + PATIENCE_MS)
+        {
             let kept_free = wanted_bytes + self.budget.limit() / 8;
             let spare_bytes = self.budget.available().saturating_sub(kept_free);
             if let Err(why) = self.decoder.take_weights_back(spare_bytes) {
@@ -46,7 +49,7 @@ impl<D: Decoder> Engine<D> {
     fn release_weights(&mut self, bytes: u64) {
         let freed = self.decoder.release_weights(bytes);
         if freed > 0 {
-            self.weights_released_at = self.steps;
+            self.weights_released_ms = Some(self.now_ms);
             tracing::info!(
                 wanted = bytes,
                 freed,
