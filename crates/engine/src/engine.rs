@@ -339,7 +339,10 @@ impl<D: Decoder> Engine<D> {
     }
 
     fn plan(&mut self) -> Plan {
-        let waiting = self.admissible();
+        let waiting = match self.promote_ahead() {
+            true => Vec::new(),
+            false => self.admissible(),
+        };
         let wanted_bytes = self.make_room(&waiting);
         self.balance_weights(wanted_bytes);
         let block_bytes = self.kv.charged_block_bytes();
@@ -387,6 +390,24 @@ impl<D: Decoder> Engine<D> {
             self.cache.sink_running(missing, self.now_ms, &mut lossy);
         }
         wanted_bytes
+    }
+
+    /// Brings blocks of the first that waits up, a few in each step, so that those that run do not wait for all of
+    /// them at once. Whether there are more to bring.
+    fn promote_ahead(&mut self) -> bool {
+        /// Others may sink again what was brought up: this comes to an end.
+        const MOST_STEPS: u32 = 64;
+        let running = self.running_candidates();
+        let Some(first) = self.waiting.first_mut() else {
+            return false;
+        };
+        if running.is_empty() || first.promotions >= MOST_STEPS {
+            return false;
+        }
+        let kept_free =
+            running.len() + schedule::blocks_wanted(&running, &[], self.kv.block_tokens());
+        let kept_free_bytes = kept_free as u64 * self.kv.charged_block_bytes();
+        first.promote(&mut self.cache, kept_free_bytes)
     }
 
     /// The first of the waiting, up to one whose prefix another is computing: it waits to share it.

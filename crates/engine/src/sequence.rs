@@ -40,6 +40,8 @@ pub(crate) struct Sequence {
     /// Blocks, counted from the first, that have sunk to the level asked for, or could not.
     sunk_blocks: usize,
     was_preempted: bool,
+    /// Steps in which blocks were brought up for the sequence while it waited.
+    pub promotions: u32,
     namespace: Namespace,
     request: Request,
     /// Prompt, then answer.
@@ -71,6 +73,7 @@ impl Sequence {
             cached_blocks: 0,
             sunk_blocks: 0,
             was_preempted: false,
+            promotions: 0,
             namespace,
             tokens: request.prompt.clone(),
             sampler: Sampler::new(request.sampling.clone()),
@@ -125,6 +128,13 @@ impl Sequence {
     /// What the cache holds of the sequence.
     pub fn forecast(&self, cache: &KvCache) -> Forecast {
         cache.forecast(&self.namespace, &self.tokens[..self.tokens.len() - 1])
+    }
+
+    /// Brings a part of what the cache holds of the sequence up, while it waits. Whether there is more to bring.
+    pub fn promote(&mut self, cache: &mut KvCache, keep_free_bytes: u64) -> bool {
+        let known = &self.tokens[..self.tokens.len() - 1];
+        self.promotions += 1;
+        cache.promote(&self.namespace, known, keep_free_bytes)
     }
 
     /// Takes over what the cache holds of the sequence.

@@ -2,12 +2,14 @@
 //! the KV blocks: a wrong, stale or lost block changes what follows.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use neap_engine::{
     AdmissionError, Engine, EngineConfig, Event, FinishReason, Request, RequestId, Usage,
 };
 use neap_memory::cache::{CacheOptions, KvCache};
-use neap_memory::{Budget, Charge, ChargeKind, KvPool};
+use neap_memory::disk::{Directory, DiskOptions, DiskStore};
+use neap_memory::{Budget, Charge, ChargeKind, Fingerprint, KvPool};
 use neap_model::decoder::{Decoder, DecoderLimits, SequenceChunk, StepError};
 use proptest::prelude::*;
 
@@ -259,6 +261,41 @@ fn many_sequences_together_give_what_each_gives_alone() {
         assert_eq!(results.tokens[id], expected(prompt, 20));
         assert_eq!(results.finished[id].0, FinishReason::Length);
     }
+}
+
+#[test]
+fn blocks_of_one_that_waits_are_brought_up_while_another_runs() {
+    let folder = std::env::temp_dir().join(format!("neap-engine-promote-{}", std::process::id()));
+    let storage = Directory::open(&folder).unwrap();
+    let disk = DiskStore::open(Arc::new(storage), DiskOptions::with_limit(1 << 30)).unwrap();
+    let budget = Budget::new(1 << 30);
+    let kv = KvPool::new(&budget, BLOCK_BYTES, BLOCK_TOKENS);
+    let options = CacheOptions {
+        disk: Some(Arc::new(disk)),
+        ..CacheOptions::new(Fingerprint::of_parts(&[]))
+    };
+    let cache = KvCache::new(&kv, options).unwrap();
+    let mut engine = Engine::new(FakeDecoder::new(), None, cache, config(64, 4));
+    let known: Vec<u32> = (0..80).collect();
+    engine.submit(request(&known, 1)).unwrap();
+    run(&mut engine);
+    engine.clear_cache();
+    let other = engine.submit(request(&[1, 2, 3], 100)).unwrap();
+    let mut results = Results::default();
+    (0..5).for_each(|_| results.take(engine.step(0)));
+    let again = engine.submit(request(&known, 20)).unwrap();
+    while !engine.is_idle() {
+        results.take(engine.step(0));
+    }
+    assert_eq!(results.tokens[&again], expected(&known, 20));
+    assert_eq!(results.tokens[&other], expected(&[1, 2, 3], 100));
+    let stats = engine.cache_stats();
+    assert_eq!(
+        stats.promoted_blocks, 19,
+        "all full blocks before the last token's"
+    );
+    assert_eq!(results.finished[&again].1.cached_tokens, 79);
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 fn weight_bytes(engine: &Engine<FakeDecoder>) -> u64 {

@@ -42,6 +42,7 @@ mod free;
 mod from_remote;
 #[cfg(test)]
 mod level_tests;
+mod promote;
 mod sink;
 mod store;
 #[cfg(test)]
@@ -120,6 +121,8 @@ pub struct CacheStats {
     pub disk_hit_tokens: u64,
     /// Tokens read from the remote level; they count as attached from RAM besides.
     pub remote_tokens: u64,
+    /// Blocks brought up for requests that waited. Their tokens count as attached from RAM.
+    pub promoted_blocks: u64,
     /// Blocks packed.
     pub packed_blocks: u64,
     /// Blocks that sank to int8.

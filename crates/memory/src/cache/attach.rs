@@ -119,7 +119,7 @@ impl KvCache {
     }
 
     /// Starts to read what of the path is on disk.
-    fn read_ahead(&self, path: &[(NodeId, usize)]) -> Option<Prefetch> {
+    pub(super) fn read_ahead(&self, path: &[(NodeId, usize)]) -> Option<Prefetch> {
         let disk = self.options.disk.as_ref()?;
         let entry = |node: &NodeId| Some((self.tree.get(*node)?, self.tree.info(*node)?));
         let keys: Vec<_> = path
@@ -178,7 +178,7 @@ impl KvCache {
         Some(block)
     }
 
-    fn unpack(&mut self, node: NodeId, packed: &Block) -> Option<Block> {
+    pub(super) fn unpack(&mut self, node: NodeId, packed: &Block) -> Option<Block> {
         let start = Instant::now();
         let mut block = self.pool.allocate().ok()?;
         if Packed.decode(packed.bytes(), block.bytes_mut()?).is_err() {
@@ -192,7 +192,7 @@ impl KvCache {
     }
 
     /// The next of `reads`, which is of `node`'s block, at the level that it was stored at.
-    fn load(&mut self, node: NodeId, reads: &mut Option<Prefetch>) -> Option<Block> {
+    pub(super) fn load(&mut self, node: NodeId, reads: &mut Option<Prefetch>) -> Option<Block> {
         let start = Instant::now();
         let read = reads.as_mut().and_then(Iterator::next);
         let Some((meta, bytes)) = read.and_then(|fetched| fetched.payload) else {

@@ -163,6 +163,37 @@ fn what_is_spilled_comes_back_and_survives_a_restart() {
 }
 
 #[test]
+fn blocks_are_promoted_a_few_at_a_time_where_there_is_room() {
+    let mut world = World::new(100, true);
+    let tokens = prompt(1, 40);
+    world.run(&tokens).unwrap();
+    world.cache.free(u64::MAX, Occasion::Shrink, 1);
+    let tenant = world.tenant;
+    let all = world.budget.limit();
+    assert!(
+        !world.cache.promote(&tenant, &tokens, all),
+        "no room to spare"
+    );
+    assert_eq!(world.cache.stats().promoted_blocks, 0);
+    let mut calls = 1;
+    while world.cache.promote(&tenant, &tokens, 0) {
+        calls += 1;
+        assert!(calls < 20);
+    }
+    assert_eq!(world.cache.stats().promoted_blocks, 10);
+    assert!(
+        !world.cache.promote(&tenant, &tokens, 0),
+        "nothing is left to do"
+    );
+    world.cache.check_conservation().unwrap();
+    let before = world.cache.stats();
+    assert_eq!(world.run(&prompt(1, 41)).unwrap(), 40);
+    let after = world.cache.stats();
+    assert_eq!(after.hot_hit_tokens - before.hot_hit_tokens, 40);
+    assert_eq!(after.disk_hit_tokens, before.disk_hit_tokens);
+}
+
+#[test]
 fn damage_on_disk_costs_a_recomputation_only() {
     let mut world = World::new(8, true);
     world.cache.costs_mut().recompute.observe(1, 1e6);
