@@ -98,6 +98,11 @@ impl Kernel for AttendCodes<'_, '_> {
     #[inline(always)]
     fn run<L: Lanes>(mut self, l: L) {
         self.rows.check(self.head_dim);
+        // Few rows unpack nibbles where they multiply with them, if their sums leave registers for that.
+        let packed = const { L::MANY_SUMS }
+            && self.format == KvFormat::Int4
+            && self.rows.per_head <= 2 * ROWS
+            && self.head_dim.is_multiple_of(LANES);
         let mut i = 0;
         while i < self.tiles.len() {
             let tile = self.tiles[i];
@@ -106,13 +111,25 @@ impl Kernel for AttendCodes<'_, '_> {
             } else {
                 self.next
             };
-            let source = if self.format == KvFormat::Int4 {
-                unpack_int4(l, self.head_dim, tile.bytes, &mut self.memory)
+            let Tile {
+                bytes,
+                head,
+                visible,
+            } = tile;
+            let (head_dim, rows) = (self.head_dim, &mut *self.rows);
+            if packed {
+                let source = PackedTile::new(l, head_dim, bytes, &mut self.memory.rest);
+                // SAFETY: checked.
+                unsafe { rows.attend(l, source, head, visible, next) };
             } else {
-                unpack_int8(l, self.head_dim, tile.bytes, &mut self.memory)
-            };
-            // SAFETY: checked.
-            unsafe { self.rows.attend(l, source, tile.head, tile.visible, next) };
+                let source = if self.format == KvFormat::Int4 {
+                    unpack_int4(l, head_dim, bytes, &mut self.memory)
+                } else {
+                    unpack_int8(l, head_dim, bytes, &mut self.memory)
+                };
+                // SAFETY: checked.
+                unsafe { rows.attend(l, source, head, visible, next) };
+            }
             i += 1;
         }
     }
@@ -162,15 +179,8 @@ fn unpack_int4<'a, L: Lanes>(
 ) -> CodeTile<'a> {
     let parts = Parts::int4(head_dim);
     unpack_keys(l, head_dim, tile, &parts, as_codes_mut(memory.keys));
-    for (scales, to) in [
-        (&tile[parts.key_scales], &mut memory.rest.key_scales),
-        (&tile[parts.value_scales], &mut memory.rest.value_scales),
-    ] {
-        for i in 0..to.len() {
-            let scales = l.load_shifted(&get(&scales[LANES * i..]), SCALE_BIAS, SCALE_SHIFT);
-            l.store(scales, &mut to[i].0);
-        }
-    }
+    unpack_scales(l, &tile[parts.key_scales], memory.rest.key_scales);
+    unpack_scales(l, &tile[parts.value_scales], memory.rest.value_scales);
     let (codes, offsets) = (&tile[parts.values], &tile[parts.value_offsets]);
     let (lines, to) = (head_lines(head_dim), as_codes_mut(memory.values));
     assert!(to.len() == TOKEN_QUADS * lines);
@@ -178,13 +188,22 @@ fn unpack_int4<'a, L: Lanes>(
         let row = &codes[pair * QUAD * head_dim..][..QUAD * head_dim];
         let added = added(&offsets[2 * QUAD * pair..]);
         for i in 0..lines {
-            let [low, high] = l.unpack_nibbles(&get(&row[i * VECTOR_BYTES..]), added);
+            let [low, high] = l.unpack_nibbles(&get(&row[i * VECTOR_BYTES..]), &added);
             to[2 * pair * lines + i] = low;
             to[(2 * pair + 1) * lines + i] = high;
         }
     }
     let codes = (as_codes(memory.keys), as_codes(memory.values));
     CodeTile::new(l, head_dim, VECTOR_BYTES, codes, &mut memory.rest)
+}
+
+/// Unpacks scales of eight bits.
+#[inline(always)]
+fn unpack_scales<L: Lanes>(l: L, scales: &[u8], to: &mut [Line]) {
+    for i in 0..to.len() {
+        let scales = l.load_shifted(&get(&scales[LANES * i..]), SCALE_BIAS, SCALE_SHIFT);
+        l.store(scales, &mut to[i].0);
+    }
 }
 
 /// Unpacks the keys' codes of an int4 tile.
@@ -197,32 +216,24 @@ fn unpack_keys<L: Lanes>(l: L, head_dim: usize, tile: &[u8], parts: &Parts, to: 
     for pair in 0..pairs {
         let added = added(&offsets[2 * QUAD * pair..]);
         for v in 0..TOKEN_VECTORS {
-            let [low, high] = l.unpack_nibbles(&codes[pair * TOKEN_VECTORS + v], added);
+            let [low, high] = l.unpack_nibbles(&codes[pair * TOKEN_VECTORS + v], &added);
             to[2 * pair * TOKEN_VECTORS + v] = low;
             to[(2 * pair + 1) * TOKEN_VECTORS + v] = high;
         }
     }
 }
 
-/// A tile's codes of eight bits. Where the channels are not whole lines, the factors of what is beyond them are zero.
+/// What the scales of a tile and the factors need, whatever form the codes have.
 #[derive(Clone, Copy)]
-struct CodeTile<'a> {
-    /// `[lines][4 quads][32 tokens]`.
-    keys: &'a [Codes],
-    /// `[quads of tokens][lines]`.
-    values: &'a [Codes],
+struct Scales<'a> {
     /// `[lines]`.
-    key_scales: &'a [Line],
+    keys: &'a [Line],
     /// `[32 tokens]`.
-    value_scales: &'a [Line],
-    /// The largest scales.
+    values: &'a [Line],
+    /// The largest of both.
     key_size: f32,
     value_size: f32,
-    /// Of the keys' codes, `[32 tokens]`.
-    bias: &'a [Line],
     head_dim: usize,
-    /// Bytes that are asked for with each quad: one vector of bytes or two, as the codes are stored.
-    step: usize,
     /// Room for the factors of [`ROWS`] rows, `[vector][ROWS]`.
     factors: *mut Factors,
 }
@@ -234,6 +245,144 @@ fn largest<L: Lanes>(l: L, scales: &[Line]) -> f32 {
         most = l.max(l.load(&scales[i].0), most);
     }
     l.reduce_max(most)
+}
+
+/// A size that can be divided by; not a number stays so.
+#[inline(always)]
+fn at_least(size: f32) -> f32 {
+    if size < LEAST { LEAST } else { size }
+}
+
+impl<'a> Scales<'a> {
+    /// # Panics
+    /// If something has not the length stated.
+    #[inline(always)]
+    fn new<L: Lanes>(
+        l: L,
+        head_dim: usize,
+        (keys, values): (&'a [Line], &'a [Line]),
+        factors: &'a mut [Line],
+    ) -> Self {
+        let lines = head_lines(head_dim);
+        assert!(keys.len() == lines && values.len() == TOKEN_VECTORS);
+        assert!(factors.len() == ROWS * lines.max(TOKEN_VECTORS));
+        Self {
+            keys,
+            values,
+            key_size: largest(l, keys),
+            value_size: largest(l, values),
+            head_dim,
+            factors: factors.as_mut_ptr().cast(),
+        }
+    }
+
+    /// Stores the factors of `R` rows' queries, and returns their units.
+    ///
+    /// # Safety
+    /// There are so many rows, [`ROWS`] at most, of as many vectors as there are scales.
+    #[inline(always)]
+    unsafe fn scale_queries<L: Lanes, const R: usize>(&self, l: L, rows: &QueryRows) -> [f32; R] {
+        let largest = largest_factor(self.head_dim);
+        let key_inverse = largest / self.key_size;
+        let mut units = [0.0; R];
+        for r in 0..R {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let size = at_least(*rows.sizes.add(r));
+                let inverse = l.splat(key_inverse / size);
+                units[r] = size * (self.key_size * (1.0 / largest));
+                let query: *const [f32; LANES] = rows.numbers.add(r * rows.len).cast();
+                for i in 0..self.keys.len() {
+                    let number = l.mul(l.load(&*query.add(i)), l.load(&self.keys[i].0));
+                    let to = &mut *self.factors.add(i * ROWS + r);
+                    l.store_signed(l.mul(number, inverse), to);
+                }
+            }
+        }
+        units
+    }
+
+    /// Stores the factors of `R` rows' probabilities, and returns their units.
+    ///
+    /// # Safety
+    /// There are so many rows, [`ROWS`] at most.
+    #[inline(always)]
+    unsafe fn scale_probabilities<L: Lanes, const R: usize>(
+        &self,
+        l: L,
+        rows: &ValueRows<R>,
+    ) -> [f32; R] {
+        let mut units = [0.0; R];
+        for r in 0..R {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let p: *const [f32; LANES] = rows.probabilities.add(r * BLOCK_TOKENS).cast();
+                let p = [l.load(&*p), l.load(&*p.add(1))];
+                let size = at_least(l.reduce_max(l.max(p[0], p[1]))) * self.value_size;
+                let inverse = l.splat(Factors::LARGEST_BYTE / size);
+                units[r] = size * (1.0 / Factors::LARGEST_BYTE);
+                for v in 0..TOKEN_VECTORS {
+                    let number = l.mul(p[v], l.load(&self.values[v].0));
+                    let to = &mut *self.factors.add(v * ROWS + r);
+                    l.store_bytes(l.mul(number, inverse), to);
+                }
+            }
+        }
+        units
+    }
+
+    /// The factors of a row in a vector.
+    ///
+    /// # Safety
+    /// There are such, and they have been stored.
+    #[inline(always)]
+    unsafe fn factors(&self, vector: usize, row: usize) -> &Factors {
+        // SAFETY: the caller's promise.
+        unsafe { &*self.factors.add(vector * ROWS + row) }
+    }
+}
+
+/// Asks for the next tile, evenly while quads are gone through: only so many requests may be under way.
+#[derive(Clone, Copy)]
+struct Prefetch {
+    next: *const u8,
+    /// Bytes for each quad: one vector or two, as the codes are stored.
+    step: usize,
+}
+
+impl Prefetch {
+    #[inline(always)]
+    fn advance<L: Lanes>(&mut self, l: L) {
+        self.next = self.next.wrapping_add(self.step);
+        // The same line where a step is one.
+        l.prefetch(self.next.wrapping_sub(self.step));
+        l.prefetch(self.next.wrapping_sub(VECTOR_BYTES));
+    }
+}
+
+/// Adds the sums of a row's vector to what it was.
+///
+/// # Safety
+/// Such a line is there, and nothing else refers to it.
+#[inline(always)]
+unsafe fn add_sums<L: Lanes>(l: L, sums: L::ByteSums, unit: f32, to: *mut Line) {
+    // SAFETY: the caller's promise.
+    let to = unsafe { &mut (*to).0 };
+    l.store(l.fma(l.finish_bytes(sums), l.splat(unit), l.load(to)), to);
+}
+
+/// A tile's codes of eight bits. Where the channels are not whole lines, the factors of what is beyond them are zero.
+#[derive(Clone, Copy)]
+struct CodeTile<'a> {
+    /// `[lines][4 quads][32 tokens]`.
+    keys: &'a [Codes],
+    /// `[quads of tokens][lines]`.
+    values: &'a [Codes],
+    /// Of the keys' codes, `[32 tokens]`.
+    bias: &'a [Line],
+    scales: Scales<'a>,
+    /// See [`Prefetch`].
+    step: usize,
 }
 
 impl<'a> CodeTile<'a> {
@@ -249,34 +398,24 @@ impl<'a> CodeTile<'a> {
     ) -> Self {
         let lines = head_lines(head_dim);
         assert!(keys.len() == LINE_QUADS * TOKEN_VECTORS * lines);
-        assert!(values.len() == TOKEN_QUADS * lines && rest.key_scales.len() == lines);
-        assert!(rest.value_scales.len() == TOKEN_VECTORS && rest.bias.len() == TOKEN_VECTORS);
-        assert!(rest.factors.len() == ROWS * lines.max(TOKEN_VECTORS));
-        for v in 0..TOKEN_VECTORS {
-            l.bias_of(&keys[v..], TOKEN_VECTORS, &mut rest.bias[v].0);
+        assert!(values.len() == TOKEN_QUADS * lines && rest.bias.len() == TOKEN_VECTORS);
+        let mut bias = [l.no_bias(); TOKEN_VECTORS];
+        for quad in 0..LINE_QUADS * lines {
+            for v in 0..TOKEN_VECTORS {
+                bias[v] = l.add_bias(bias[v], &keys[quad * TOKEN_VECTORS + v]);
+            }
         }
+        for v in 0..TOKEN_VECTORS {
+            l.store_bias(bias[v], &mut rest.bias[v].0);
+        }
+        let scales = (&*rest.key_scales, &*rest.value_scales);
         Self {
             keys,
             values,
-            key_scales: rest.key_scales,
-            value_scales: rest.value_scales,
-            key_size: largest(l, rest.key_scales),
-            value_size: largest(l, rest.value_scales),
             bias: rest.bias,
-            head_dim,
+            scales: Scales::new(l, head_dim, scales, rest.factors),
             step,
-            factors: rest.factors.as_mut_ptr().cast(),
         }
-    }
-
-    /// Asks for so many cache lines that a tile is asked for, all but its scales, by the time its quads have been gone
-    /// through, keys' and values': evenly, because only so many requests may be under way.
-    #[inline(always)]
-    fn prefetch<L: Lanes>(&self, l: L, next: &mut *const u8) {
-        *next = next.wrapping_add(self.step);
-        // The same line where a step is one.
-        l.prefetch(next.wrapping_sub(self.step));
-        l.prefetch(next.wrapping_sub(VECTOR_BYTES));
     }
 
     /// Sums of products of the keys with the factors of `N` rows, from `first` on.
@@ -288,17 +427,19 @@ impl<'a> CodeTile<'a> {
         &self,
         l: L,
         first: usize,
-        mut next: *const u8,
+        next: *const u8,
     ) -> [[L::Sums; TOKEN_VECTORS]; N] {
         let mut sums = [[l.no_sums(); TOKEN_VECTORS]; N];
-        for line in 0..self.key_scales.len() {
+        let step = self.step;
+        let mut prefetch = Prefetch { next, step };
+        for line in 0..self.scales.keys.len() {
             for quarter in 0..LINE_QUADS {
-                self.prefetch(l, &mut next);
+                prefetch.advance(l);
+                let quad = line * LINE_QUADS + quarter;
                 // SAFETY: there are factors of all lines for each row, and two vectors of codes for each quad.
                 unsafe {
-                    let quad = line * LINE_QUADS + quarter;
                     for r in 0..N {
-                        let factors = &*self.factors.add(line * ROWS + first + r);
+                        let factors = self.scales.factors(line, first + r);
                         for v in 0..TOKEN_VECTORS {
                             let codes = self.keys.get_unchecked(quad * TOKEN_VECTORS + v);
                             sums[r][v] = l.dot4(sums[r][v], codes, factors, quarter);
@@ -324,30 +465,27 @@ impl<'a> CodeTile<'a> {
         rows: &ValueRows<R>,
     ) -> usize {
         let mut sums = [[l.no_byte_sums(); C]; N];
-        let asked = column / 2 * TOKEN_QUADS * self.step;
-        let mut next = rows.next.wrapping_add(asked);
+        let step = self.step;
+        let next = rows.next.wrapping_add(column / 2 * TOKEN_QUADS * step);
+        let mut prefetch = Prefetch { next, step };
         // SAFETY: the caller's promises; there are vectors for every quad and line, and factors of all tokens for each row.
         unsafe {
             for quad in 0..TOKEN_QUADS {
                 for _ in 0..C.div_ceil(2) {
-                    self.prefetch(l, &mut next);
+                    prefetch.advance(l);
                 }
-                let (vector, quarter) = (quad / LINE_QUADS, quad % LINE_QUADS);
                 for r in 0..N {
-                    let factors = &*self.factors.add(vector * ROWS + first + r);
+                    let factors = self.scales.factors(quad / LINE_QUADS, first + r);
                     for c in 0..C {
-                        let at = quad * rows.lines + column + c;
-                        let codes = self.values.get_unchecked(at);
-                        sums[r][c] = l.dot4_bytes(sums[r][c], codes, factors, quarter);
+                        let codes = self.values.get_unchecked(quad * rows.lines + column + c);
+                        sums[r][c] = l.dot4_bytes(sums[r][c], codes, factors, quad % LINE_QUADS);
                     }
                 }
             }
             for r in 0..N {
-                let unit = l.splat(units[first + r]);
                 for c in 0..C {
-                    let to = &mut (*rows.sums.add((first + r) * rows.lines + column + c)).0;
-                    let sum = l.finish_bytes(sums[r][c]);
-                    l.store(l.fma(sum, unit, l.load(to)), to);
+                    let to = rows.sums.add((first + r) * rows.lines + column + c);
+                    add_sums(l, sums[r][c], units[first + r], to);
                 }
             }
         }
@@ -355,16 +493,10 @@ impl<'a> CodeTile<'a> {
     }
 }
 
-/// A size that can be divided by; not a number stays so.
-#[inline(always)]
-fn at_least(size: f32) -> f32 {
-    if size < LEAST { LEAST } else { size }
-}
-
 impl Source for CodeTile<'_> {
     #[inline(always)]
     fn head_dim(&self) -> usize {
-        self.head_dim
+        self.scales.head_dim
     }
 
     #[inline(always)]
@@ -379,28 +511,16 @@ impl Source for CodeTile<'_> {
         rows: &QueryRows,
         next: *const u8,
     ) -> [[L::V; TOKEN_VECTORS]; R] {
-        let largest = largest_factor(self.head_dim);
         let mut scores = [[l.splat(0.0); TOKEN_VECTORS]; R];
-        let mut units = [0.0; R];
         // SAFETY: the caller's promise: `R` rows of as many vectors as there are scales; `R` is at most `ROWS`.
         unsafe {
-            let key_inverse = largest / self.key_size;
-            for r in 0..R {
-                let size = at_least(*rows.sizes.add(r));
-                let inverse = l.splat(key_inverse / size);
-                units[r] = size * (self.key_size * (1.0 / largest));
-                let query: *const [f32; LANES] = rows.numbers.add(r * rows.len).cast();
-                for i in 0..self.key_scales.len() {
-                    let number = l.mul(l.load(&*query.add(i)), l.load(&self.key_scales[i].0));
-                    let to = &mut *self.factors.add(i * ROWS + r);
-                    l.store_signed(l.mul(number, inverse), to);
-                }
-            }
+            let units: [f32; R] = self.scales.scale_queries(l, rows);
+            let bias = [l.load_bias(&self.bias[0].0), l.load_bias(&self.bias[1].0)];
             if const { L::MANY_SUMS } {
                 let sums = self.key_sums::<L, R>(l, 0, next);
                 for r in 0..R {
                     for v in 0..TOKEN_VECTORS {
-                        let sum = l.finish_signed(sums[r][v], &self.bias[v].0);
+                        let sum = l.finish_signed(sums[r][v], bias[v]);
                         scores[r][v] = l.mul(sum, l.splat(units[r]));
                     }
                 }
@@ -408,7 +528,7 @@ impl Source for CodeTile<'_> {
                 for r in 0..R {
                     let [sums] = self.key_sums::<L, 1>(l, r, next);
                     for v in 0..TOKEN_VECTORS {
-                        let sum = l.finish_signed(sums[v], &self.bias[v].0);
+                        let sum = l.finish_signed(sums[v], bias[v]);
                         scores[r][v] = l.mul(sum, l.splat(units[r]));
                     }
                 }
@@ -419,21 +539,9 @@ impl Source for CodeTile<'_> {
 
     #[inline(always)]
     unsafe fn add_values<L: Lanes, const R: usize>(self, l: L, rows: &ValueRows<R>) {
-        let mut units = [0.0; R];
         // SAFETY: the caller's promise: `R` rows of probabilities and of sums; columns stay below the lines.
         unsafe {
-            for r in 0..R {
-                let p: *const [f32; LANES] = rows.probabilities.add(r * BLOCK_TOKENS).cast();
-                let p = [l.load(&*p), l.load(&*p.add(1))];
-                let size = at_least(l.reduce_max(l.max(p[0], p[1]))) * self.value_size;
-                let inverse = l.splat(Factors::LARGEST_BYTE / size);
-                units[r] = size * (1.0 / Factors::LARGEST_BYTE);
-                for v in 0..TOKEN_VECTORS {
-                    let number = l.mul(p[v], l.load(&self.value_scales[v].0));
-                    let to = &mut *self.factors.add(v * ROWS + r);
-                    l.store_bytes(l.mul(number, inverse), to);
-                }
-            }
+            let units: [f32; R] = self.scales.scale_probabilities(l, rows);
             let mut column = 0;
             while column < rows.lines {
                 if const { L::MANY_SUMS } {
@@ -448,6 +556,166 @@ impl Source for CodeTile<'_> {
                     }
                     column += 1;
                 }
+            }
+        }
+    }
+}
+
+/// An int4 tile as it stands in its block, of a head of whole lines: the same sums as those of its [`CodeTile`].
+#[derive(Clone, Copy)]
+struct PackedTile<'a> {
+    /// `[lines][2 pairs of quads][32 tokens]`.
+    keys: &'a [Codes],
+    /// `[pairs of quads of tokens][lines]`.
+    values: &'a [Codes],
+    /// `[lines][2 pairs of quads]`.
+    key_offsets: &'a [[u8; 2 * QUAD]],
+    /// `[pairs of quads of tokens]`.
+    value_offsets: &'a [[u8; 2 * QUAD]],
+    scales: Scales<'a>,
+}
+
+impl<'a> PackedTile<'a> {
+    /// # Panics
+    /// If the tile is not that of a head of whole vectors.
+    #[inline(always)]
+    fn new<L: Lanes>(l: L, head_dim: usize, tile: &'a [u8], rest: &'a mut Rest<'_>) -> Self {
+        let parts = Parts::int4(head_dim);
+        unpack_scales(l, &tile[parts.key_scales], rest.key_scales);
+        unpack_scales(l, &tile[parts.value_scales], rest.value_scales);
+        let (lines, scales) = (
+            head_lines(head_dim),
+            (&*rest.key_scales, &*rest.value_scales),
+        );
+        let tile = Self {
+            keys: tile[parts.keys].as_chunks().0,
+            values: tile[parts.values].as_chunks().0,
+            key_offsets: tile[parts.key_offsets].as_chunks().0,
+            value_offsets: tile[parts.value_offsets].as_chunks().0,
+            scales: Scales::new(l, head_dim, scales, rest.factors),
+        };
+        assert!(tile.keys.len() == 2 * TOKEN_VECTORS * lines);
+        assert!(tile.values.len() == TOKEN_QUADS / 2 * lines);
+        assert!(tile.key_offsets.len() == 2 * lines);
+        assert!(tile.value_offsets.len() == TOKEN_QUADS / 2);
+        tile
+    }
+
+    /// [`CodeTile::add_columns`] for all rows.
+    ///
+    /// # Safety
+    /// The same.
+    #[inline(always)]
+    unsafe fn add_columns<L: Lanes, const R: usize, const C: usize>(
+        &self,
+        l: L,
+        column: usize,
+        units: &[f32; R],
+        rows: &ValueRows<R>,
+    ) -> usize {
+        let mut sums = [[l.no_byte_sums(); C]; R];
+        let next = rows
+            .next
+            .wrapping_add(column / 2 * TOKEN_QUADS * VECTOR_BYTES);
+        let mut prefetch = Prefetch {
+            next,
+            step: VECTOR_BYTES,
+        };
+        // SAFETY: the caller's promises; there are vectors for every pair and line, and factors of all tokens for each row.
+        unsafe {
+            for pair in 0..TOKEN_QUADS / 2 {
+                let added = added(self.value_offsets.get_unchecked(pair));
+                let (vector, quarter) = (2 * pair / LINE_QUADS, 2 * pair % LINE_QUADS);
+                for c in 0..C {
+                    prefetch.advance(l);
+                    let codes = self.values.get_unchecked(pair * rows.lines + column + c);
+                    let [low, high] = l.unpack_nibbles(codes, &added);
+                    for r in 0..R {
+                        let factors = self.scales.factors(vector, r);
+                        sums[r][c] = l.dot4_bytes(sums[r][c], &low, factors, quarter);
+                        sums[r][c] = l.dot4_bytes(sums[r][c], &high, factors, quarter + 1);
+                    }
+                }
+            }
+            for r in 0..R {
+                for c in 0..C {
+                    let to = rows.sums.add(r * rows.lines + column + c);
+                    add_sums(l, sums[r][c], units[r], to);
+                }
+            }
+        }
+        C
+    }
+}
+
+impl Source for PackedTile<'_> {
+    #[inline(always)]
+    fn head_dim(&self) -> usize {
+        self.scales.head_dim
+    }
+
+    #[inline(always)]
+    fn key_bytes(&self) -> usize {
+        self.keys.len() * VECTOR_BYTES
+    }
+
+    #[inline(always)]
+    unsafe fn scores<L: Lanes, const R: usize>(
+        self,
+        l: L,
+        rows: &QueryRows,
+        next: *const u8,
+    ) -> [[L::V; TOKEN_VECTORS]; R] {
+        let mut scores = [[l.splat(0.0); TOKEN_VECTORS]; R];
+        let mut sums = [[l.no_sums(); TOKEN_VECTORS]; R];
+        let mut bias = [l.no_bias(); TOKEN_VECTORS];
+        let mut prefetch = Prefetch {
+            next,
+            step: VECTOR_BYTES,
+        };
+        // SAFETY: the caller's promise: `R` rows of as many vectors as there are scales; `R` is at most `ROWS`. For each
+        // line there are two pairs of quads.
+        unsafe {
+            let units: [f32; R] = self.scales.scale_queries(l, rows);
+            for line in 0..self.scales.keys.len() {
+                for half in 0..2 {
+                    let (pair, quarter) = (2 * line + half, 2 * half);
+                    let added = added(self.key_offsets.get_unchecked(pair));
+                    for v in 0..TOKEN_VECTORS {
+                        prefetch.advance(l);
+                        let codes = self.keys.get_unchecked(pair * TOKEN_VECTORS + v);
+                        let [low, high] = l.unpack_nibbles(codes, &added);
+                        bias[v] = l.add_bias(l.add_bias(bias[v], &low), &high);
+                        for r in 0..R {
+                            let factors = self.scales.factors(line, r);
+                            sums[r][v] = l.dot4(sums[r][v], &low, factors, quarter);
+                            sums[r][v] = l.dot4(sums[r][v], &high, factors, quarter + 1);
+                        }
+                    }
+                }
+            }
+            for r in 0..R {
+                for v in 0..TOKEN_VECTORS {
+                    let sum = l.finish_signed(sums[r][v], bias[v]);
+                    scores[r][v] = l.mul(sum, l.splat(units[r]));
+                }
+            }
+        }
+        scores
+    }
+
+    #[inline(always)]
+    unsafe fn add_values<L: Lanes, const R: usize>(self, l: L, rows: &ValueRows<R>) {
+        // SAFETY: the caller's promise: `R` rows of probabilities and of sums; columns stay below the lines.
+        unsafe {
+            let units: [f32; R] = self.scales.scale_probabilities(l, rows);
+            let mut column = 0;
+            while column < rows.lines {
+                column += match rows.lines - column {
+                    1 => self.add_columns::<L, R, 1>(l, column, &units, rows),
+                    2 | 3 => self.add_columns::<L, R, 2>(l, column, &units, rows),
+                    _ => self.add_columns::<L, R, 4>(l, column, &units, rows),
+                };
             }
         }
     }

@@ -217,7 +217,7 @@ fn read_keys_4<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut KeyStrip) {
     let codes = codes.as_chunks::<VECTOR_BYTES>().0;
     let added = added(&offsets[strip.first..]);
     for v in 0..TOKEN_VECTORS {
-        let quads = l.unpack_nibbles(&codes[v], added);
+        let quads = l.unpack_nibbles(&codes[v], &added);
         for half in 0..2 {
             let numbers = l.load_codes(&quads[half]);
             for i in 0..QUAD.min(strip.count.saturating_sub(half * QUAD)) {
@@ -283,7 +283,7 @@ fn read_values_4<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut ValueStrip
     let row = &tile[parts.values][strip.first / 2 * strip.head_dim..][..QUAD * strip.head_dim];
     let added = added(&offsets[strip.first..]);
     for i in 0..strip.lines() {
-        let quads = l.unpack_nibbles(&get(&row[i * VECTOR_BYTES..]), added);
+        let quads = l.unpack_nibbles(&get(&row[i * VECTOR_BYTES..]), &added);
         for half in 0..2 {
             let numbers = l.load_codes(&quads[half]);
             for t in 0..QUAD {

@@ -172,10 +172,10 @@ pub(super) fn room(row: &mut [u8], bytes: usize, i: usize) -> &mut [u8] {
     &mut row[i * bytes..end]
 }
 
-/// What is added to the codes of two quads to make signed codes of them, from their offsets on.
+/// What is added to the codes of two quads to make signed codes of them: their offsets.
 #[inline(always)]
 pub(crate) fn added(offsets: &[u8]) -> [[u8; QUAD]; 2] {
-    let offsets = u64::from_le_bytes(get(offsets));
-    let quad = |quad: u64| (quad as u32).to_le_bytes();
-    [quad(offsets), quad(offsets >> 32)]
+    let offsets: [u8; 2 * QUAD] = get(offsets);
+    let [a, b, c, d, e, f, g, h] = offsets;
+    [[a, b, c, d], [e, f, g, h]]
 }

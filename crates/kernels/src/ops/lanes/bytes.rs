@@ -29,6 +29,8 @@ pub(crate) trait Bytes: Copy + Send + Sync {
     type Sums: Copy;
     /// Sixteen sums of products with factors of 8 bits.
     type ByteSums: Copy;
+    /// What the form of the factors adds to sums of their products with codes.
+    type Bias: Copy;
     /// Whether there are registers for the sums of several rows and vectors at once.
     const MANY_SUMS: bool;
 
@@ -39,7 +41,7 @@ pub(crate) trait Bytes: Copy + Send + Sync {
     /// Numbers whose bits are `(byte + bias) << shift`.
     fn load_shifted(self, from: &[u8; LANES], bias: u32, shift: u32) -> Self::V;
     /// The low and the high four bits of bytes, to which four bytes are added (wrapping) in each lane.
-    fn unpack_nibbles(self, from: &Codes, added: [[u8; 4]; 2]) -> [Codes; 2];
+    fn unpack_nibbles(self, from: &Codes, added: &[[u8; 4]; 2]) -> [Codes; 2];
 
     /// Factors from numbers within ±[`Factors::LARGEST`], rounded to nearest even. Their products' sums are finished by
     /// [`Bytes::finish_signed`].
@@ -70,10 +72,13 @@ pub(crate) trait Bytes: Copy + Send + Sync {
         factors: &Factors,
         quarter: usize,
     ) -> Self::ByteSums;
-    /// What [`Bytes::finish_signed`] needs to know of the codes: those of every `stride`th vector.
-    fn bias_of(self, codes: &[Codes], stride: usize, to: &mut [f32; LANES]);
-    /// The sums, rounded to nearest even.
-    fn finish_signed(self, sums: Self::Sums, bias: &[f32; LANES]) -> Self::V;
+    fn no_bias(self) -> Self::Bias;
+    /// Takes account of codes that [`Bytes::dot4`] takes.
+    fn add_bias(self, bias: Self::Bias, codes: &Codes) -> Self::Bias;
+    fn store_bias(self, bias: Self::Bias, to: &mut [f32; LANES]);
+    fn load_bias(self, from: &[f32; LANES]) -> Self::Bias;
+    /// The sums, rounded to nearest even, of codes all of which the bias has taken account of.
+    fn finish_signed(self, sums: Self::Sums, bias: Self::Bias) -> Self::V;
     /// The sums, exact.
     fn finish_bytes(self, sums: Self::ByteSums) -> Self::V;
 }
@@ -82,6 +87,7 @@ impl Bytes for Portable {
     type V = [f32; LANES];
     type Sums = [i32; LANES];
     type ByteSums = [i32; LANES];
+    type Bias = ();
     const MANY_SUMS: bool = false;
 
     #[inline(always)]
@@ -102,7 +108,7 @@ impl Bytes for Portable {
     }
 
     #[inline(always)]
-    fn unpack_nibbles(self, from: &Codes, added: [[u8; 4]; 2]) -> [Codes; 2] {
+    fn unpack_nibbles(self, from: &Codes, added: &[[u8; 4]; 2]) -> [Codes; 2] {
         [
             from_fn(|i| (from[i] & 0xF).wrapping_add(added[0][i % 4])),
             from_fn(|i| (from[i] >> 4).wrapping_add(added[1][i % 4])),
@@ -152,10 +158,19 @@ impl Bytes for Portable {
     }
 
     #[inline(always)]
-    fn bias_of(self, _: &[Codes], _: usize, _: &mut [f32; LANES]) {}
+    fn no_bias(self) {}
 
     #[inline(always)]
-    fn finish_signed(self, sums: Self::Sums, _: &[f32; LANES]) -> Self::V {
+    fn add_bias(self, (): (), _: &Codes) {}
+
+    #[inline(always)]
+    fn store_bias(self, (): (), _: &mut [f32; LANES]) {}
+
+    #[inline(always)]
+    fn load_bias(self, _: &[f32; LANES]) {}
+
+    #[inline(always)]
+    fn finish_signed(self, sums: Self::Sums, (): ()) -> Self::V {
         sums.map(|sum| sum as f32)
     }
 

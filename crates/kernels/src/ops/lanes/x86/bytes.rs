@@ -16,6 +16,8 @@ impl<const VNNI: bool> Bytes for Avx512<VNNI> {
     type V = __m512;
     type Sums = Sums512;
     type ByteSums = Sums512;
+    /// The codes' sum.
+    type Bias = __m512i;
     const MANY_SUMS: bool = true;
 
     #[inline(always)]
@@ -54,13 +56,13 @@ impl<const VNNI: bool> Bytes for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    fn unpack_nibbles(self, from: &Codes, added: [[u8; 4]; 2]) -> [Codes; 2] {
+    fn unpack_nibbles(self, from: &Codes, added: &[[u8; 4]; 2]) -> [Codes; 2] {
         proven! {
             let codes = _mm512_loadu_si512(from.as_ptr().cast());
             let nibble = _mm512_set1_epi8(0xF);
             let low = _mm512_and_si512(codes, nibble);
             let high = _mm512_and_si512(_mm512_srli_epi32::<4>(codes), nibble);
-            let all = |added| _mm512_set1_epi32(i32::from_le_bytes(added));
+            let all = |added: [u8; 4]| _mm512_set1_epi32(i32::from_le_bytes(added));
             let mut to = [[0; 4 * LANES]; 2];
             _mm512_storeu_si512(to[0].as_mut_ptr().cast(), _mm512_add_epi8(low, all(added[0])));
             _mm512_storeu_si512(to[1].as_mut_ptr().cast(), _mm512_add_epi8(high, all(added[1])));
@@ -127,31 +129,40 @@ impl<const VNNI: bool> Bytes for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    fn bias_of(self, codes: &[Codes], stride: usize, to: &mut [f32; LANES]) {
+    fn no_bias(self) -> __m512i {
+        proven!(_mm512_setzero_si512())
+    }
+
+    #[inline(always)]
+    fn add_bias(self, bias: __m512i, codes: &Codes) -> __m512i {
         if VNNI {
             proven! {
-                // Two chains, so that one does not wait for the other.
-                let mut sums = [_mm512_setzero_si512(); 2];
-                let mut i = 0;
-                while i < codes.len() {
-                    let codes = _mm512_loadu_si512(codes[i].as_ptr().cast());
-                    let sum = _mm512_dpbusd_epi32(sums[0], _mm512_set1_epi8(1), codes);
-                    sums = [sums[1], sum];
-                    i += stride;
-                }
-                let bias = _mm512_slli_epi32::<15>(_mm512_add_epi32(sums[0], sums[1]));
-                _mm512_storeu_ps(to.as_mut_ptr(), _mm512_castsi512_ps(bias));
+                let codes = _mm512_loadu_si512(codes.as_ptr().cast());
+                _mm512_dpbusd_epi32(bias, _mm512_set1_epi8(1), codes)
             }
+        } else {
+            bias
         }
     }
 
     #[inline(always)]
-    fn finish_signed(self, sums: Sums512, bias: &[f32; LANES]) -> __m512 {
+    fn store_bias(self, bias: __m512i, to: &mut [f32; LANES]) {
+        if VNNI {
+            proven!(_mm512_storeu_ps(to.as_mut_ptr(), _mm512_castsi512_ps(bias)));
+        }
+    }
+
+    #[inline(always)]
+    fn load_bias(self, from: &[f32; LANES]) -> __m512i {
+        proven!(_mm512_castps_si512(_mm512_loadu_ps(from.as_ptr())))
+    }
+
+    #[inline(always)]
+    fn finish_signed(self, sums: Sums512, bias: __m512i) -> __m512 {
         if VNNI {
             proven! {
-                let bias = _mm512_castps_si512(_mm512_loadu_ps(bias.as_ptr()));
                 let total = _mm512_add_epi32(sums[0], _mm512_slli_epi32::<8>(sums[1]));
-                _mm512_cvtepi32_ps(_mm512_sub_epi32(total, bias))
+                _mm512_cvtepi32_ps(_mm512_sub_epi32(total, _mm512_slli_epi32::<15>(bias)))
             }
         } else {
             proven!(_mm512_cvtepi32_ps(sum_pairs(sums)))
@@ -231,6 +242,7 @@ impl Bytes for Avx2 {
     /// Four lanes in pairs each.
     type Sums = [__m256i; 4];
     type ByteSums = [__m256i; 4];
+    type Bias = ();
     const MANY_SUMS: bool = false;
 
     #[inline(always)]
@@ -279,7 +291,7 @@ impl Bytes for Avx2 {
     }
 
     #[inline(always)]
-    fn unpack_nibbles(self, from: &Codes, added: [[u8; 4]; 2]) -> [Codes; 2] {
+    fn unpack_nibbles(self, from: &Codes, added: &[[u8; 4]; 2]) -> [Codes; 2] {
         let mut to = [[0; 4 * LANES]; 2];
         for half in 0..2 {
             proven! {
@@ -287,7 +299,7 @@ impl Bytes for Avx2 {
                 let nibble = _mm256_set1_epi8(0xF);
                 let low = _mm256_and_si256(codes, nibble);
                 let high = _mm256_and_si256(_mm256_srli_epi32::<4>(codes), nibble);
-                let all = |added| _mm256_set1_epi32(i32::from_le_bytes(added));
+                let all = |added: [u8; 4]| _mm256_set1_epi32(i32::from_le_bytes(added));
                 let to_low = to[0].as_mut_ptr().cast::<__m256i>().add(half);
                 _mm256_storeu_si256(to_low, _mm256_add_epi8(low, all(added[0])));
                 let to_high = to[1].as_mut_ptr().cast::<__m256i>().add(half);
@@ -342,10 +354,19 @@ impl Bytes for Avx2 {
     }
 
     #[inline(always)]
-    fn bias_of(self, _: &[Codes], _: usize, _: &mut [f32; LANES]) {}
+    fn no_bias(self) {}
 
     #[inline(always)]
-    fn finish_signed(self, sums: [__m256i; 4], _: &[f32; LANES]) -> [__m256; 2] {
+    fn add_bias(self, (): (), _: &Codes) {}
+
+    #[inline(always)]
+    fn store_bias(self, (): (), _: &mut [f32; LANES]) {}
+
+    #[inline(always)]
+    fn load_bias(self, _: &[f32; LANES]) {}
+
+    #[inline(always)]
+    fn finish_signed(self, sums: [__m256i; 4], (): ()) -> [__m256; 2] {
         self.finish_bytes(sums)
     }
 
