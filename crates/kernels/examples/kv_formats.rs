@@ -8,6 +8,10 @@
 //! "Massive values in self-attention modules"); values have none, but tokens differ in size and tails are heavier than
 //! normal. `plain` has no outlier channels. Half of the queries look for one token, so that attention is peaked.
 
+use neap_kernels::Isa;
+use neap_kernels::format::{f16_to_f32, f32_to_f16};
+use neap_kernels::kv::{KvBlock, KvFormat, KvLayout, convert_block, read_kv, write_kv_run};
+
 const TILE_TOKENS: usize = 32;
 const TOKENS: usize = 2048;
 const QUERIES: usize = 64;
@@ -27,6 +31,9 @@ enum Way {
     RotatedPerChannel(Group),
     /// One group for each channel, but so many largest channels are kept in f16.
     OutliersApart(usize, Group),
+    /// What the library does.
+    StoredKeys(KvFormat),
+    StoredValues(KvFormat),
 }
 
 struct Candidate {
@@ -41,7 +48,11 @@ impl Candidate {
     fn bits(&self, head_dim: usize) -> f64 {
         let per_group = |len: usize| self.code_bits + self.group_bits / len as f64;
         match self.way {
-            Way::PerChannel(_) | Way::RotatedPerChannel(_) => per_group(TILE_TOKENS),
+            Way::PerChannel(_) | Way::RotatedPerChannel(_) | Way::StoredKeys(_) => {
+                per_group(TILE_TOKENS)
+            }
+            Way::StoredValues(KvFormat::Int4) => per_group(head_dim.min(64)),
+            Way::StoredValues(_) => per_group(head_dim),
             Way::PerToken(len, _) | Way::RotatedPerToken(len, _) => per_group(len.min(head_dim)),
             Way::OutliersApart(count, _) => {
                 let extra = (16.0 - self.code_bits) + 8.0 / TILE_TOKENS as f64;
@@ -64,6 +75,8 @@ impl Candidate {
                 per_channel(tile, head_dim, &[], group);
                 tile.chunks_exact_mut(head_dim).for_each(rotate);
             }
+            Way::StoredKeys(format) => tile.copy_from_slice(&stored(tile, head_dim, format).0),
+            Way::StoredValues(format) => tile.copy_from_slice(&stored(tile, head_dim, format).1),
             Way::OutliersApart(count, group) => {
                 let size = |c: usize| {
                     let column = tile.iter().skip(c).step_by(head_dim);
@@ -99,6 +112,32 @@ fn per_token(tile: &mut [f32], head_dim: usize, len: usize, group: Group) {
     }
 }
 
+/// What a tile becomes as the keys and as the values of a block of the format.
+fn stored(tile: &[f32], head_dim: usize, format: KvFormat) -> (Vec<f32>, Vec<f32>) {
+    let layout = KvLayout::new(1, 1, head_dim).expect("a head of at most 1024 channels");
+    let isa = Isa::best();
+    let mut hot = vec![0; layout.block_bytes(KvFormat::F16)];
+    write_kv_run(isa, &layout, KvFormat::F16, 0, &mut hot, 0, tile, tile);
+    let mut bytes = vec![0; layout.block_bytes(format)];
+    let hot = KvBlock {
+        format: KvFormat::F16,
+        bytes: &hot,
+    };
+    convert_block(isa, &layout, hot, format, &mut bytes);
+    let block = KvBlock {
+        format,
+        bytes: &bytes,
+    };
+    let (mut keys, mut values) = (vec![0.0; tile.len()], vec![0.0; tile.len()]);
+    let tokens = keys
+        .chunks_exact_mut(head_dim)
+        .zip(values.chunks_exact_mut(head_dim));
+    for (slot, (key, value)) in tokens.enumerate() {
+        read_kv(&layout, block, 0, slot, key, value);
+    }
+    (keys, values)
+}
+
 /// The normalized Walsh-Hadamard transform, its own inverse.
 fn rotate(x: &mut [f32]) {
     let mut width = 1;
@@ -123,7 +162,6 @@ fn extremes(x: &[f32]) -> (f32, f32) {
 }
 
 fn round_f16(x: f32) -> f32 {
-    use neap_kernels::format::{f16_to_f32, f32_to_f16};
     f16_to_f32(f32_to_f16(x))
 }
 
@@ -212,8 +250,8 @@ fn compact_3(x: &mut [f32]) {
     compact(x, 3);
 }
 
-fn compact_4(x: &mut [f32]) {
-    compact(x, 4);
+fn compact_2(x: &mut [f32]) {
+    compact(x, 2);
 }
 
 /// Sixteen levels that are best for normal numbers (Lloyd 1957, Max 1960), of the group's deviation in f16.
@@ -442,8 +480,8 @@ const CANDIDATES: &[Candidate] = &[
         group_bits: 16.0,
     },
     Candidate {
-        name: "per channel, the same, 4 tried",
-        way: Way::PerChannel(compact_4),
+        name: "per channel, the same, 2 tried",
+        way: Way::PerChannel(compact_2),
         code_bits: 4.0,
         group_bits: 16.0,
     },
@@ -504,6 +542,30 @@ const CANDIDATES: &[Candidate] = &[
     Candidate {
         name: "per token, rotated, Lloyd-Max",
         way: Way::RotatedPerToken(1024, lloyd_max),
+        code_bits: 4.0,
+        group_bits: 16.0,
+    },
+    Candidate {
+        name: "stored: int8 keys",
+        way: Way::StoredKeys(KvFormat::Int8),
+        code_bits: 8.0,
+        group_bits: 16.0,
+    },
+    Candidate {
+        name: "stored: int8 values",
+        way: Way::StoredValues(KvFormat::Int8),
+        code_bits: 8.0,
+        group_bits: 16.0,
+    },
+    Candidate {
+        name: "stored: int4 keys",
+        way: Way::StoredKeys(KvFormat::Int4),
+        code_bits: 4.0,
+        group_bits: 16.0,
+    },
+    Candidate {
+        name: "stored: int4 values",
+        way: Way::StoredValues(KvFormat::Int4),
         code_bits: 4.0,
         group_bits: 16.0,
     },

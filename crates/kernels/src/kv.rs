@@ -49,16 +49,17 @@ pub enum KvFormat {
     ///
     /// Four codes that belong to one sum stand together, as the dot-product instructions take them.
     Int8,
-    /// Four bits a number, and for each channel of 32 keys and for each token's values a scale and an offset of eight
-    /// bits: 4.25 + 8 / `head_dim` bits a number. A tile is, without gaps but filled up with zeros to a multiple of 64 bytes:
+    /// Four bits a number, and for each channel of 32 keys and for 64 channels of each token's values a scale and an offset
+    /// of eight bits: 4.375 bits a number where `head_dim` is a multiple of 64. A tile is, without gaps but filled up with
+    /// zeros to a multiple of 64 bytes:
     ///
     /// ```text
     /// key codes      [ceil(head_dim / 8)][32 tokens][4]  u8: channels 8i to 8i + 3 in the low four bits, the next in the high
     /// value codes    [32 / 8][head_dim][4]               u8: tokens 8i to 8i + 3 in the low four bits, the next in the high
     /// key scales     [head_dim]                          u8: (8 + s mod 8) * 2^(s div 8 - 20)
     /// key offsets    [head_dim]                          i8, from -127 to 112
-    /// value scales   [32 tokens]                         u8
-    /// value offsets  [32 tokens]                         i8
+    /// value scales   [ceil(head_dim / 64)][32 tokens]    u8
+    /// value offsets  [ceil(head_dim / 64)][32 tokens]    i8
     /// number = scale * (code + offset), codes from 0 to 15
     /// ```
     Int4,

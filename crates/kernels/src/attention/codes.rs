@@ -14,8 +14,10 @@ use super::Line;
 use super::micro::{QueryRows, ROWS, Rows, TOKEN_VECTORS, Tile, ValueRows};
 use super::plan::head_lines;
 use super::source::Source;
-use crate::kv::quantized::{Parts, QUAD, SCALE_BIAS, SCALE_SHIFT, VECTOR_BYTES, added, get};
-use crate::kv::{BLOCK_TOKENS, KvFormat};
+use crate::kv::quantized::{
+    Parts, QUAD, SCALE_BIAS, SCALE_SHIFT, VALUE_GROUP, VECTOR_BYTES, added, get,
+};
+use crate::kv::{BLOCK_TOKENS, KvFormat, KvLayout};
 use crate::ops::lanes::bytes::{Codes, Factors};
 use crate::ops::lanes::{Kernel, LANES, Lanes};
 
@@ -23,6 +25,9 @@ use crate::ops::lanes::{Kernel, LANES, Lanes};
 const TOKEN_QUADS: usize = BLOCK_TOKENS / QUAD;
 /// Quads of a line.
 const LINE_QUADS: usize = LANES / QUAD;
+/// Lines of a token's values that share a scale in four bits, and most groups of them.
+const GROUP_LINES: usize = VALUE_GROUP / LANES;
+const MOST_GROUPS: usize = KvLayout::MAX_HEAD_DIM / VALUE_GROUP;
 /// Sizes are taken to be this at least, so that all numbers may be zero.
 const LEAST: f32 = 1e-15;
 
@@ -46,7 +51,6 @@ pub(super) struct CodeMemory<'a> {
 struct Rest<'a> {
     key_scales: &'a mut [Line],
     value_scales: &'a mut [Line],
-    bias: &'a mut [Line],
     factors: &'a mut [Line],
 }
 
@@ -63,8 +67,7 @@ impl<'a> CodeMemory<'a> {
             values: take(TOKEN_QUADS * lines),
             rest: Rest {
                 key_scales: take(lines),
-                value_scales: take(TOKEN_VECTORS),
-                bias: take(TOKEN_VECTORS),
+                value_scales: take(TOKEN_VECTORS * lines.div_ceil(GROUP_LINES)),
                 factors: take(ROWS * lines.max(TOKEN_VECTORS)),
             },
         }
@@ -144,18 +147,20 @@ fn unpack_int8<'a, L: Lanes>(
     memory: &'a mut CodeMemory<'_>,
 ) -> CodeTile<'a> {
     let parts = Parts::int8(head_dim);
+    let value_scales = &mut memory.rest.value_scales[..TOKEN_VECTORS];
     for (scales, to) in [
-        (&tile[parts.key_scales], &mut memory.rest.key_scales),
-        (&tile[parts.value_scales], &mut memory.rest.value_scales),
+        (&tile[parts.key_scales], &mut *memory.rest.key_scales),
+        (&tile[parts.value_scales], value_scales),
     ] {
         for i in 0..to.len() {
             l.store(l.load_f16(&get(&scales[2 * LANES * i..])), &mut to[i].0);
         }
     }
     let (keys, values) = (tile[parts.keys].as_chunks().0, &tile[parts.values]);
+    let form = (2 * VECTOR_BYTES, head_lines(head_dim));
     if head_dim.is_multiple_of(LANES) {
         let codes = (keys, values.as_chunks().0);
-        return CodeTile::new(l, head_dim, 2 * VECTOR_BYTES, codes, &mut memory.rest);
+        return CodeTile::new(l, head_dim, form, codes, &mut memory.rest);
     }
     as_codes_mut(memory.keys)[..keys.len()].copy_from_slice(keys);
     let (lines, to) = (head_lines(head_dim), as_codes_mut(memory.values));
@@ -166,7 +171,7 @@ fn unpack_int8<'a, L: Lanes>(
         }
     }
     let codes = (as_codes(memory.keys), as_codes(memory.values));
-    CodeTile::new(l, head_dim, 2 * VECTOR_BYTES, codes, &mut memory.rest)
+    CodeTile::new(l, head_dim, form, codes, &mut memory.rest)
 }
 
 /// The codes of an int4 tile as those of an int8 one, and its scales.
@@ -186,15 +191,22 @@ fn unpack_int4<'a, L: Lanes>(
     assert!(to.len() == TOKEN_QUADS * lines);
     for pair in 0..TOKEN_QUADS / 2 {
         let row = &codes[pair * QUAD * head_dim..][..QUAD * head_dim];
-        let added = added(&offsets[2 * QUAD * pair..]);
         for i in 0..lines {
+            let group = i / GROUP_LINES * BLOCK_TOKENS;
+            let added = added(&offsets[group + 2 * QUAD * pair..]);
             let [low, high] = l.unpack_nibbles(&get(&row[i * VECTOR_BYTES..]), &added);
             to[2 * pair * lines + i] = low;
             to[(2 * pair + 1) * lines + i] = high;
         }
     }
     let codes = (as_codes(memory.keys), as_codes(memory.values));
-    CodeTile::new(l, head_dim, VECTOR_BYTES, codes, &mut memory.rest)
+    CodeTile::new(
+        l,
+        head_dim,
+        (VECTOR_BYTES, GROUP_LINES),
+        codes,
+        &mut memory.rest,
+    )
 }
 
 /// Unpacks scales of eight bits.
@@ -228,11 +240,13 @@ fn unpack_keys<L: Lanes>(l: L, head_dim: usize, tile: &[u8], parts: &Parts, to: 
 struct Scales<'a> {
     /// `[lines]`.
     keys: &'a [Line],
-    /// `[32 tokens]`.
+    /// `[groups of lines][32 tokens]`.
     values: &'a [Line],
-    /// The largest of both.
+    /// Lines of a group of values.
+    group_lines: usize,
+    /// The largest scale of the keys, and of each group of values.
     key_size: f32,
-    value_size: f32,
+    value_sizes: [f32; MOST_GROUPS],
     head_dim: usize,
     /// Room for the factors of [`ROWS`] rows, `[vector][ROWS]`.
     factors: *mut Factors,
@@ -257,20 +271,28 @@ impl<'a> Scales<'a> {
     /// # Panics
     /// If something has not the length stated.
     #[inline(always)]
-    fn new<L: Lanes>(
-        l: L,
-        head_dim: usize,
-        (keys, values): (&'a [Line], &'a [Line]),
-        factors: &'a mut [Line],
-    ) -> Self {
+    fn new<L: Lanes>(l: L, head_dim: usize, group_lines: usize, rest: &'a mut Rest<'_>) -> Self {
         let lines = head_lines(head_dim);
-        assert!(keys.len() == lines && values.len() == TOKEN_VECTORS);
-        assert!(factors.len() == ROWS * lines.max(TOKEN_VECTORS));
+        let groups = lines.div_ceil(group_lines);
+        let Rest {
+            key_scales,
+            value_scales,
+            factors,
+            ..
+        } = rest;
+        let (keys, values) = (&**key_scales, &value_scales[..TOKEN_VECTORS * groups]);
+        assert!(keys.len() == lines && factors.len() == ROWS * lines.max(TOKEN_VECTORS));
+        let mut value_sizes = [0.0; MOST_GROUPS];
+        for group in 0..groups {
+            let scales = &values[TOKEN_VECTORS * group..][..TOKEN_VECTORS];
+            value_sizes[group] = largest(l, scales);
+        }
         Self {
             keys,
             values,
+            group_lines,
             key_size: largest(l, keys),
-            value_size: largest(l, values),
+            value_sizes,
             head_dim,
             factors: factors.as_mut_ptr().cast(),
         }
@@ -302,27 +324,44 @@ impl<'a> Scales<'a> {
         units
     }
 
-    /// Stores the factors of `R` rows' probabilities, and returns their units.
+    /// The largest probabilities of `R` rows.
     ///
     /// # Safety
-    /// There are so many rows, [`ROWS`] at most.
+    /// There are so many rows.
+    #[inline(always)]
+    unsafe fn sizes<L: Lanes, const R: usize>(l: L, rows: &ValueRows<R>) -> [f32; R] {
+        let mut sizes = [0.0; R];
+        for r in 0..R {
+            // SAFETY: the caller's promise.
+            let [low, high] = unsafe { probabilities(l, rows, r) };
+            sizes[r] = at_least(l.reduce_max(l.max(low, high)));
+        }
+        sizes
+    }
+
+    /// Stores the factors of `R` rows' probabilities for a group of values, and returns their units.
+    ///
+    /// # Safety
+    /// There are so many rows, [`ROWS`] at most, and such a group.
     #[inline(always)]
     unsafe fn scale_probabilities<L: Lanes, const R: usize>(
         &self,
         l: L,
         rows: &ValueRows<R>,
+        sizes: &[f32; R],
+        group: usize,
     ) -> [f32; R] {
         let mut units = [0.0; R];
+        let scales = &self.values[TOKEN_VECTORS * group..][..TOKEN_VECTORS];
         for r in 0..R {
+            let size = sizes[r] * self.value_sizes[group];
+            let inverse = l.splat(Factors::LARGEST_BYTE / size);
+            units[r] = size * (1.0 / Factors::LARGEST_BYTE);
             // SAFETY: the caller's promise.
             unsafe {
-                let p: *const [f32; LANES] = rows.probabilities.add(r * BLOCK_TOKENS).cast();
-                let p = [l.load(&*p), l.load(&*p.add(1))];
-                let size = at_least(l.reduce_max(l.max(p[0], p[1]))) * self.value_size;
-                let inverse = l.splat(Factors::LARGEST_BYTE / size);
-                units[r] = size * (1.0 / Factors::LARGEST_BYTE);
+                let p = probabilities(l, rows, r);
                 for v in 0..TOKEN_VECTORS {
-                    let number = l.mul(p[v], l.load(&self.values[v].0));
+                    let number = l.mul(p[v], l.load(&scales[v].0));
                     let to = &mut *self.factors.add(v * ROWS + r);
                     l.store_bytes(l.mul(number, inverse), to);
                 }
@@ -339,6 +378,23 @@ impl<'a> Scales<'a> {
     unsafe fn factors(&self, vector: usize, row: usize) -> &Factors {
         // SAFETY: the caller's promise.
         unsafe { &*self.factors.add(vector * ROWS + row) }
+    }
+}
+
+/// A row's probabilities.
+///
+/// # Safety
+/// There is such a row.
+#[inline(always)]
+unsafe fn probabilities<L: Lanes, const R: usize>(
+    l: L,
+    rows: &ValueRows<R>,
+    row: usize,
+) -> [L::V; TOKEN_VECTORS] {
+    // SAFETY: the caller's promise: a row has as many probabilities as a block has tokens.
+    unsafe {
+        let p: *const [f32; LANES] = rows.probabilities.add(row * BLOCK_TOKENS).cast();
+        [l.load(&*p), l.load(&*p.add(1))]
     }
 }
 
@@ -379,7 +435,7 @@ struct CodeTile<'a> {
     /// `[quads of tokens][lines]`.
     values: &'a [Codes],
     /// Of the keys' codes, `[32 tokens]`.
-    bias: &'a [Line],
+    bias: [Line; TOKEN_VECTORS],
     scales: Scales<'a>,
     /// See [`Prefetch`].
     step: usize,
@@ -392,28 +448,28 @@ impl<'a> CodeTile<'a> {
     fn new<L: Lanes>(
         l: L,
         head_dim: usize,
-        step: usize,
+        (step, group_lines): (usize, usize),
         (keys, values): (&'a [Codes], &'a [Codes]),
         rest: &'a mut Rest<'_>,
     ) -> Self {
         let lines = head_lines(head_dim);
         assert!(keys.len() == LINE_QUADS * TOKEN_VECTORS * lines);
-        assert!(values.len() == TOKEN_QUADS * lines && rest.bias.len() == TOKEN_VECTORS);
+        assert!(values.len() == TOKEN_QUADS * lines);
         let mut bias = [l.no_bias(); TOKEN_VECTORS];
         for quad in 0..LINE_QUADS * lines {
             for v in 0..TOKEN_VECTORS {
                 bias[v] = l.add_bias(bias[v], &keys[quad * TOKEN_VECTORS + v]);
             }
         }
+        let mut stored = [Line([0.0; LANES]); TOKEN_VECTORS];
         for v in 0..TOKEN_VECTORS {
-            l.store_bias(bias[v], &mut rest.bias[v].0);
+            l.store_bias(bias[v], &mut stored[v].0);
         }
-        let scales = (&*rest.key_scales, &*rest.value_scales);
         Self {
             keys,
             values,
-            bias: rest.bias,
-            scales: Scales::new(l, head_dim, scales, rest.factors),
+            bias: stored,
+            scales: Scales::new(l, head_dim, group_lines, rest),
             step,
         }
     }
@@ -541,20 +597,24 @@ impl Source for CodeTile<'_> {
     unsafe fn add_values<L: Lanes, const R: usize>(self, l: L, rows: &ValueRows<R>) {
         // SAFETY: the caller's promise: `R` rows of probabilities and of sums; columns stay below the lines.
         unsafe {
-            let units: [f32; R] = self.scales.scale_probabilities(l, rows);
-            let mut column = 0;
+            let (sizes, mut column) = (Scales::sizes(l, rows), 0);
             while column < rows.lines {
-                if const { L::MANY_SUMS } {
-                    column += match rows.lines - column {
-                        1 => self.add_columns::<L, R, R, 1>(l, (0, column), &units, rows),
-                        2 | 3 => self.add_columns::<L, R, R, 2>(l, (0, column), &units, rows),
-                        _ => self.add_columns::<L, R, R, 4>(l, (0, column), &units, rows),
-                    };
-                } else {
-                    for r in 0..R {
-                        self.add_columns::<L, R, 1, 1>(l, (r, column), &units, rows);
+                let group = column / self.scales.group_lines;
+                let units = self.scales.scale_probabilities(l, rows, &sizes, group);
+                let end = rows.lines.min((group + 1) * self.scales.group_lines);
+                while column < end {
+                    if const { L::MANY_SUMS } {
+                        column += match end - column {
+                            1 => self.add_columns::<L, R, R, 1>(l, (0, column), &units, rows),
+                            2 | 3 => self.add_columns::<L, R, R, 2>(l, (0, column), &units, rows),
+                            _ => self.add_columns::<L, R, R, 4>(l, (0, column), &units, rows),
+                        };
+                    } else {
+                        for r in 0..R {
+                            self.add_columns::<L, R, 1, 1>(l, (r, column), &units, rows);
+                        }
+                        column += 1;
                     }
-                    column += 1;
                 }
             }
         }
@@ -570,7 +630,7 @@ struct PackedTile<'a> {
     values: &'a [Codes],
     /// `[lines][2 pairs of quads]`.
     key_offsets: &'a [[u8; 2 * QUAD]],
-    /// `[pairs of quads of tokens]`.
+    /// `[groups][pairs of quads of tokens]`.
     value_offsets: &'a [[u8; 2 * QUAD]],
     scales: Scales<'a>,
 }
@@ -583,21 +643,18 @@ impl<'a> PackedTile<'a> {
         let parts = Parts::int4(head_dim);
         unpack_scales(l, &tile[parts.key_scales], rest.key_scales);
         unpack_scales(l, &tile[parts.value_scales], rest.value_scales);
-        let (lines, scales) = (
-            head_lines(head_dim),
-            (&*rest.key_scales, &*rest.value_scales),
-        );
+        let lines = head_lines(head_dim);
         let tile = Self {
             keys: tile[parts.keys].as_chunks().0,
             values: tile[parts.values].as_chunks().0,
             key_offsets: tile[parts.key_offsets].as_chunks().0,
             value_offsets: tile[parts.value_offsets].as_chunks().0,
-            scales: Scales::new(l, head_dim, scales, rest.factors),
+            scales: Scales::new(l, head_dim, GROUP_LINES, rest),
         };
         assert!(tile.keys.len() == 2 * TOKEN_VECTORS * lines);
         assert!(tile.values.len() == TOKEN_QUADS / 2 * lines);
         assert!(tile.key_offsets.len() == 2 * lines);
-        assert!(tile.value_offsets.len() == TOKEN_QUADS / 2);
+        assert!(tile.value_offsets.len() == lines.div_ceil(GROUP_LINES) * TOKEN_QUADS / 2);
         tile
     }
 
@@ -621,10 +678,11 @@ impl<'a> PackedTile<'a> {
             next,
             step: VECTOR_BYTES,
         };
+        let first_pair = column / GROUP_LINES * TOKEN_QUADS / 2;
         // SAFETY: the caller's promises; there are vectors for every pair and line, and factors of all tokens for each row.
         unsafe {
             for pair in 0..TOKEN_QUADS / 2 {
-                let added = added(self.value_offsets.get_unchecked(pair));
+                let added = added(self.value_offsets.get_unchecked(first_pair + pair));
                 let (vector, quarter) = (2 * pair / LINE_QUADS, 2 * pair % LINE_QUADS);
                 for c in 0..C {
                     prefetch.advance(l);
@@ -708,14 +766,18 @@ impl Source for PackedTile<'_> {
     unsafe fn add_values<L: Lanes, const R: usize>(self, l: L, rows: &ValueRows<R>) {
         // SAFETY: the caller's promise: `R` rows of probabilities and of sums; columns stay below the lines.
         unsafe {
-            let units: [f32; R] = self.scales.scale_probabilities(l, rows);
-            let mut column = 0;
+            let (sizes, mut column) = (Scales::sizes(l, rows), 0);
             while column < rows.lines {
-                column += match rows.lines - column {
-                    1 => self.add_columns::<L, R, 1>(l, column, &units, rows),
-                    2 | 3 => self.add_columns::<L, R, 2>(l, column, &units, rows),
-                    _ => self.add_columns::<L, R, 4>(l, column, &units, rows),
-                };
+                let group = column / GROUP_LINES;
+                let units = self.scales.scale_probabilities(l, rows, &sizes, group);
+                let end = rows.lines.min((group + 1) * GROUP_LINES);
+                while column < end {
+                    column += match end - column {
+                        1 => self.add_columns::<L, R, 1>(l, column, &units, rows),
+                        2 | 3 => self.add_columns::<L, R, 2>(l, column, &units, rows),
+                        _ => self.add_columns::<L, R, 4>(l, column, &units, rows),
+                    };
+                }
             }
         }
     }

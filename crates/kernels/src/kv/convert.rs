@@ -8,7 +8,9 @@
 mod tests;
 
 use super::codec::{LARGEST, to_halves};
-use super::quantized::{Parts, QUAD, VECTOR_BYTES, added, get, put, room, scale, scale_code};
+use super::quantized::{
+    Parts, QUAD, VALUE_GROUP, VECTOR_BYTES, added, get, put, room, scale, scale_code,
+};
 use super::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
 use crate::Isa;
 use crate::format::{f16_to_f32, f32_to_f16};
@@ -23,8 +25,11 @@ const ROUND: f32 = 12_582_912.0;
 /// The largest code of four bits.
 const MOST_4: f32 = 15.0;
 /// Scales tried for a group of four bits, from the one that covers it down: a smaller one cuts off the extremes and is
-/// finer for all others. Chosen by squared error.
-const SCALES_TRIED: u8 = 3;
+/// finer for all others. Chosen by squared error. Only groups of more than 32 numbers gain from the third.
+const KEY_SCALES_TRIED: u8 = 2;
+const VALUE_SCALES_TRIED: u8 = 3;
+/// Vectors of a group of values in four bits.
+const GROUP_LINES: usize = VALUE_GROUP / LANES;
 
 /// Converts a whole block, keys and values of all layers, from one format to another, on the calling thread.
 ///
@@ -281,14 +286,15 @@ fn read_values_4<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut ValueStrip
     let parts = Parts::int4(strip.head_dim);
     let (scales, offsets) = (&tile[parts.value_scales], &tile[parts.value_offsets]);
     let row = &tile[parts.values][strip.first / 2 * strip.head_dim..][..QUAD * strip.head_dim];
-    let added = added(&offsets[strip.first..]);
     for i in 0..strip.lines() {
+        let first = i / GROUP_LINES * BLOCK_TOKENS + strip.first;
+        let added = added(&offsets[first..]);
         let quads = l.unpack_nibbles(&get(&row[i * VECTOR_BYTES..]), &added);
         for half in 0..2 {
             let numbers = l.load_codes(&quads[half]);
             for t in 0..QUAD {
                 let token = half * QUAD + t;
-                let scale = l.splat(scale(scales[strip.first + token]));
+                let scale = l.splat(scale(scales[first + token]));
                 l.store(clean(l, l.mul(numbers[t], scale)), &mut to[token][i]);
             }
         }
@@ -333,7 +339,7 @@ struct Group4 {
 }
 
 #[inline(always)]
-fn group_4<L: Lanes>(l: L, group: &[[f32; LANES]]) -> Group4 {
+fn group_4<L: Lanes>(l: L, group: &[[f32; LANES]], tried: u8) -> Group4 {
     let (mut low, mut high) = (l.load(&group[0]), l.load(&group[0]));
     for i in 1..group.len() {
         low = l.min(low, l.load(&group[i]));
@@ -341,7 +347,7 @@ fn group_4<L: Lanes>(l: L, group: &[[f32; LANES]]) -> Group4 {
     }
     let low = -l.reduce_max(l.sub(l.splat(0.0), low));
     let high = l.reduce_max(high);
-    let covering = scale_code(((high - low) / MOST_4).max(low.abs() / 112.0));
+    let covering = scale_code(((high - low) * (1.0 / MOST_4)).max(low.abs() * (1.0 / 112.0)));
     // Zero has a code of its own, so that it stays zero.
     let offsets = if low <= 0.0 && high >= 0.0 {
         (-MOST_4, 0.0)
@@ -349,13 +355,14 @@ fn group_4<L: Lanes>(l: L, group: &[[f32; LANES]]) -> Group4 {
         (-127.0, 112.0)
     };
     let (mut best, mut least_error) = (Group4::default(), f32::INFINITY);
-    for i in 0..SCALES_TRIED {
+    for i in 0..tried {
         let code = covering.saturating_sub(i);
         let scale = scale(code);
-        let middle = 0.5 * (low + high) / scale - 0.5 * MOST_4;
+        let inverse = 1.0 / scale;
+        let middle = 0.5 * (low + high) * inverse - 0.5 * MOST_4;
         let tried = Group4 {
             scale: code,
-            inverse: 1.0 / scale,
+            inverse,
             offset: middle.round_ties_even().clamp(offsets.0, offsets.1),
         };
         let mut errors = l.splat(0.0);
@@ -442,7 +449,7 @@ fn write_keys_4<L: Lanes>(l: L, strip: &Strip, keys: &KeyStrip, tile: &mut [u8])
     let parts = Parts::int4(strip.head_dim);
     let mut groups = [Group4::default(); STRIP];
     for channel in 0..strip.count {
-        groups[channel] = group_4(l, &keys[channel]);
+        groups[channel] = group_4(l, &keys[channel], KEY_SCALES_TRIED);
         tile[parts.key_scales.start + strip.first + channel] = groups[channel].scale;
         tile[parts.key_offsets.start + strip.first + channel] = groups[channel].offset as i8 as u8;
     }
@@ -499,12 +506,13 @@ impl Kernel for WriteValues<'_> {
     }
 }
 
-/// Fills the last vector of a token up with a number that changes no extremes.
+/// Fills the last vector of a token up with a number that changes no extremes: the first one of its group.
 #[inline(always)]
 fn repeat_first(strip: &Strip, values: &mut ValueStrip) {
+    let first = (strip.head_dim - 1) / VALUE_GROUP * GROUP_LINES;
     for token in 0..STRIP {
         for dim in strip.head_dim..strip.lines() * LANES {
-            values[token][dim / LANES][dim % LANES] = values[token][0][0];
+            values[token][dim / LANES][dim % LANES] = values[token][first][0];
         }
     }
 }
@@ -537,23 +545,30 @@ fn write_values_8<L: Lanes>(l: L, strip: &Strip, values: &ValueStrip, tile: &mut
 #[inline(always)]
 fn write_values_4<L: Lanes>(l: L, strip: &Strip, values: &ValueStrip, tile: &mut [u8]) {
     let parts = Parts::int4(strip.head_dim);
-    let mut groups = [Group4::default(); STRIP];
-    for token in 0..STRIP {
-        groups[token] = group_4(l, &values[token][..strip.lines()]);
-        tile[parts.value_scales.start + strip.first + token] = groups[token].scale;
-        tile[parts.value_offsets.start + strip.first + token] = groups[token].offset as i8 as u8;
-    }
-    let codes = &mut tile[parts.values][strip.first / 2 * strip.head_dim..];
-    let row = &mut codes[..QUAD * strip.head_dim];
-    for i in 0..strip.lines() {
-        let mut vectors = [l.splat(0.0); QUAD];
-        for t in 0..QUAD {
-            let low = codes_4(l, groups[t], &values[t][i]);
-            let high = codes_4(l, groups[QUAD + t], &values[QUAD + t][i]);
-            vectors[t] = joined(l, low, high);
+    let mut line = 0;
+    while line < strip.lines() {
+        let lines = line..strip.lines().min(line + GROUP_LINES);
+        let first = line / GROUP_LINES * BLOCK_TOKENS + strip.first;
+        let mut groups = [Group4::default(); STRIP];
+        for token in 0..STRIP {
+            let group = group_4(l, &values[token][lines.clone()], VALUE_SCALES_TRIED);
+            groups[token] = group;
+            tile[parts.value_scales.start + first + token] = group.scale;
+            tile[parts.value_offsets.start + first + token] = group.offset as i8 as u8;
         }
-        let mut bytes = [0; VECTOR_BYTES];
-        l.store_codes(vectors, &mut bytes);
-        put(&bytes, room(row, VECTOR_BYTES, i));
+        let codes = &mut tile[parts.values.clone()][strip.first / 2 * strip.head_dim..];
+        let row = &mut codes[..QUAD * strip.head_dim];
+        for i in lines {
+            let mut vectors = [l.splat(0.0); QUAD];
+            for t in 0..QUAD {
+                let low = codes_4(l, groups[t], &values[t][i]);
+                let high = codes_4(l, groups[QUAD + t], &values[QUAD + t][i]);
+                vectors[t] = joined(l, low, high);
+            }
+            let mut bytes = [0; VECTOR_BYTES];
+            l.store_codes(vectors, &mut bytes);
+            put(&bytes, room(row, VECTOR_BYTES, i));
+        }
+        line += GROUP_LINES;
     }
 }

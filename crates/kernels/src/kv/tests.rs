@@ -106,7 +106,7 @@ fn quantized_blocks_have_the_bits_that_are_documented() {
         let numbers = 2 * layout.layers() * layout.width() * BLOCK_TOKENS;
         let bits = |format| (8 * layout.block_bytes(format)) as f64 / numbers as f64;
         assert_eq!(bits(KvFormat::Int8), 8.25 + 8.0 / head_dim as f64);
-        assert_eq!(bits(KvFormat::Int4), 4.25 + 8.0 / head_dim as f64);
+        assert_eq!(bits(KvFormat::Int4), 4.375);
     }
 }
 

@@ -4,6 +4,13 @@ use crate::kv::tests::numbers;
 use crate::kv::{read_kv, write_kv_run};
 use proptest::prelude::*;
 
+/// What a group is of.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Keys,
+    Values,
+}
+
 /// Keys and values `[32 tokens][width]` of every layer.
 type Numbers = Vec<(Vec<f32>, Vec<f32>)>;
 
@@ -52,18 +59,27 @@ fn read(layout: &KvLayout, format: KvFormat, bytes: &[u8]) -> Numbers {
     (0..layout.layers()).map(layer).collect()
 }
 
-/// Calls `f` with every group of numbers: the channels of keys, and a head's values of a token.
-fn for_each_group(layout: &KvLayout, numbers: &mut Numbers, f: &mut impl FnMut(&mut [f32])) {
+/// Calls `f` with every group of numbers: the channels of keys, and a head's values of a token, or 64 of them.
+fn for_each_group(
+    layout: &KvLayout,
+    format: KvFormat,
+    numbers: &mut Numbers,
+    f: &mut impl FnMut(Kind, &mut [f32]),
+) {
+    let values_len = if format == KvFormat::Int4 { 64 } else { 1024 };
     let width = layout.width();
     for (keys, values) in numbers {
         for channel in 0..width {
             let mut group: Vec<f32> = keys.iter().skip(channel).step_by(width).copied().collect();
-            f(&mut group);
+            f(Kind::Keys, &mut group);
             for (slot, x) in group.into_iter().enumerate() {
                 keys[slot * width + channel] = x;
             }
         }
-        values.chunks_exact_mut(layout.head_dim()).for_each(&mut *f);
+        for head in values.chunks_exact_mut(layout.head_dim()) {
+            head.chunks_mut(values_len)
+                .for_each(|group| f(Kind::Values, group));
+        }
     }
 }
 
@@ -76,7 +92,7 @@ fn extremes(group: &[f32]) -> (f32, f32) {
 }
 
 /// What a group becomes in eight bits, as the format's documentation says.
-fn plain_8(group: &mut [f32]) {
+fn plain_8(_: Kind, group: &mut [f32]) {
     let (low, high) = extremes(group);
     let scale = f16_to_f32(f32_to_f16(high.max(-low) * (1.0 / 127.0)));
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
@@ -85,15 +101,16 @@ fn plain_8(group: &mut [f32]) {
     }
 }
 
-/// What a group becomes in four bits.
-fn plain_4(group: &mut [f32]) {
+/// What a group becomes in four bits: three scales are tried for values, two for keys.
+fn plain_4(kind: Kind, group: &mut [f32]) {
+    let tried = if kind == Kind::Keys { 2 } else { 3 };
     let (low, high) = extremes(group);
-    let covering = scale_code(((high - low) / 15.0).max(low.abs() / 112.0));
+    let covering = scale_code(((high - low) * (1.0 / 15.0)).max(low.abs() * (1.0 / 112.0)));
     let mut best: Option<(f32, Vec<f32>)> = None;
-    for tried in 0..3 {
-        let scale = scale(covering.saturating_sub(tried));
+    for i in 0..tried {
+        let scale = scale(covering.saturating_sub(i));
         let inverse = 1.0 / scale;
-        let mut offset = (0.5 * (low + high) / scale - 7.5).round_ties_even();
+        let mut offset = (0.5 * (low + high) * inverse - 7.5).round_ties_even();
         offset = if low <= 0.0 && high >= 0.0 {
             offset.clamp(-15.0, 0.0)
         } else {
@@ -119,7 +136,7 @@ fn plain_4(group: &mut [f32]) {
             best = Some((errors[0], group.iter().map(|&x| stored(x)).collect()));
         }
     }
-    group.copy_from_slice(&best.expect("three were tried").1);
+    group.copy_from_slice(&best.expect("some were tried").1);
 }
 
 /// Numbers of several kinds: from about ±8 down to ±1e-6, off zero, and zeros.
@@ -164,7 +181,7 @@ proptest! {
         let before = read(&layout, written, &bytes);
         let mut expected = before.clone();
         let plain = if to == KvFormat::Int8 { plain_8 } else { plain_4 };
-        for_each_group(&layout, &mut expected, &mut |group| plain(group));
+        for_each_group(&layout, to, &mut expected, &mut |kind, group| plain(kind, group));
         let mut first: Option<Vec<u8>> = None;
         for isa in Isa::available() {
             let out = converted(isa, &layout, written, &bytes, to);
@@ -174,10 +191,10 @@ proptest! {
         }
         // The promised bounds, group by group.
         let mut after = Vec::new();
-        for_each_group(&layout, &mut expected, &mut |group| after.push(group.to_vec()));
+        for_each_group(&layout, to, &mut expected, &mut |_, group| after.push(group.to_vec()));
         let mut after = after.into_iter();
         let mut worst: f32 = 0.0;
-        for_each_group(&layout, &mut before.clone(), &mut |group| {
+        for_each_group(&layout, to, &mut before.clone(), &mut |_, group| {
             worst = worst.max(excess(to, group, &after.next().expect("as many groups")));
         });
         prop_assert!(worst <= 1.0, "{} of the bound", worst);
@@ -195,15 +212,15 @@ proptest! {
         let mut expected = read(&layout, from, &bytes);
         match to {
             _ if from == to => {}
-            KvFormat::Int8 => for_each_group(&layout, &mut expected, &mut plain_8),
-            KvFormat::Int4 => for_each_group(&layout, &mut expected, &mut plain_4),
+            KvFormat::Int8 => for_each_group(&layout, to, &mut expected, &mut plain_8),
+            KvFormat::Int4 => for_each_group(&layout, to, &mut expected, &mut plain_4),
             KvFormat::F16 | KvFormat::Bf16 => {
                 let stored = |x: f32| if to == KvFormat::F16 {
                     f16_to_f32(f32_to_f16(x))
                 } else {
                     bf16_to_f32(f32_to_bf16(x))
                 };
-                for_each_group(&layout, &mut expected, &mut |group| {
+                for_each_group(&layout, to, &mut expected, &mut |_, group| {
                     group.iter_mut().for_each(|x| *x = stored(*x));
                 });
             }
