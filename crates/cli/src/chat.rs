@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use neap_engine::{FinishReason, Request};
 use neap_model::chat::{ChatMessage, RenderOptions};
@@ -98,7 +100,7 @@ impl<'a> Chat<'a> {
             self.loaded.name
         );
         loop {
-            match editor.readline("> ") {
+            match self.read_line(&mut editor) {
                 Ok(line) => {
                     let message = unwrap_lines(&line);
                     if message.trim().is_empty() {
@@ -118,6 +120,27 @@ impl<'a> Chat<'a> {
             save_history(&mut editor, path);
         }
         Ok(())
+    }
+
+    /// Waits for a line. Meanwhile the engine follows the budget: a machine that needs its memory gets it.
+    fn read_line(
+        &mut self,
+        editor: &mut Editor<Lines, DefaultHistory>,
+    ) -> rustyline::Result<String> {
+        const REST_EVERY: Duration = Duration::from_millis(500);
+        thread::scope(|scope| {
+            let (done, is_done) = mpsc::channel::<()>();
+            let line = scope.spawn(move || {
+                let line = editor.readline("> ");
+                drop(done);
+                line
+            });
+            while is_done.recv_timeout(REST_EVERY) == Err(RecvTimeoutError::Timeout) {
+                self.loaded.engine.rest(generate::clock_ms());
+            }
+            line.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// Each message of standard input in turn, as if it had been typed.

@@ -1,4 +1,13 @@
 //! The vectors in NEON with the dot-product instructions: four registers for 16 lanes.
+//!
+//! On another machine the tests run under qemu:
+//!
+//! ```sh
+//! rustup target add aarch64-unknown-linux-musl
+//! CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld \
+//! CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64-static \
+//! cargo test -p neap-kernels --lib --target aarch64-unknown-linux-musl
+//! ```
 
 // Everything here is called under the contract of `Simd`: the machine has the features, and the
 // pointers are good for the stated lengths. That is what `SAFETY: see Simd` refers to.
