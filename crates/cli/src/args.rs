@@ -167,6 +167,20 @@ pub struct SamplingArgs {
     pub greedy: bool,
 }
 
+/// A store of keys and values that several processes share.
+#[derive(Debug, Clone, Args)]
+pub struct RemoteArgs {
+    /// A folder that several processes see (a path, or file:///PATH): what one computed, the others need not.
+    ///
+    /// What goes to disk is written to it too; it is read where it is faster than computing.
+    #[arg(long, value_name = "URL", requires = "remote_secret_file")]
+    pub remote: Option<String>,
+    /// The file of 32 bytes that only these processes know, without which nothing in the folder is believed; made if it
+    /// is not there.
+    #[arg(long, value_name = "PATH", requires = "remote")]
+    pub remote_secret_file: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// The text to continue.
@@ -219,6 +233,8 @@ pub struct ChatArgs {
     /// Disk space for the keys and values of conversations that are kept.
     #[arg(long, value_name = "SIZE", value_parser = bytes::parse, default_value = "4GiB", requires = "session")]
     pub store_limit: u64,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
     /// Keep the lines typed in this file, instead of the usual place.
     #[arg(long, value_name = "PATH")]
     pub history: Option<PathBuf>,
@@ -260,6 +276,8 @@ pub struct ServeArgs {
     /// Disk space for --disk.
     #[arg(long, value_name = "SIZE", value_parser = bytes::parse, default_value = "4GiB", requires = "disk")]
     pub disk_limit: u64,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
     /// Size of a request's body at most.
     #[arg(long, value_name = "SIZE", value_parser = bytes::parse, default_value = "8MiB")]
     pub max_body: u64,

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -18,7 +19,8 @@ use rustyline::{Completer, Editor, Helper, Highlighter, Hinter};
 use crate::args::ChatArgs;
 use crate::failure::Failure;
 use crate::keep::{Conversation, Store};
-use crate::loading::{self, Loaded};
+use crate::loading::{self, Below, Loaded};
+use crate::remote::{self, Remote};
 use crate::{generate, interrupt, report, sampling};
 
 const HELP: &str = "\
@@ -33,14 +35,20 @@ A line that ends with \\ goes on in the next; \"\"\" begins and ends several lin
 
 pub fn run(args: &ChatArgs) -> Result<(), Failure> {
     let store = Store::open(args)?;
-    let loaded = loading::load(&args.model, 1, store.as_ref().map(Store::disk))?;
+    let below = Below {
+        disk: store.as_ref().map(|store| Arc::clone(store.disk())),
+        remote: Remote::from_args(&args.remote)?,
+    };
+    let loaded = loading::load(&args.model, 1, &below)?;
     interrupt::install();
     let mut chat = Chat::begin(args, loaded, store.as_ref())?;
-    if io::stdin().is_terminal() {
+    let result = if io::stdin().is_terminal() {
         chat.interactive()
     } else {
         chat.piped()
-    }
+    };
+    remote::finish(chat.loaded.remote.as_ref());
+    result
 }
 
 struct Chat<'a> {

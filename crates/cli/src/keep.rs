@@ -20,6 +20,8 @@ use crate::generate::clock_ms;
 pub struct Store {
     folder: PathBuf,
     disk: Arc<DiskStore>,
+    /// Tell what is kept.
+    verbose: bool,
     /// Held as long as the folder is in use.
     _lock: File,
 }
@@ -56,6 +58,7 @@ impl Store {
         Ok(Some(Self {
             folder,
             disk: Arc::new(disk),
+            verbose: args.verbose,
             _lock: lock,
         }))
     }
@@ -77,6 +80,7 @@ impl Store {
             words: self.folder.join(format!("{name}.json")),
             sessions: Sessions::open(&self.disk, fingerprint, block_tokens),
             namespace: Namespace::new(&[0; 32], "", &fingerprint).with_quality(quality),
+            verbose: self.verbose,
         }
     }
 }
@@ -104,6 +108,7 @@ pub struct Conversation {
     words: PathBuf,
     sessions: Sessions,
     namespace: Namespace,
+    verbose: bool,
 }
 
 impl Conversation {
@@ -137,13 +142,19 @@ impl Conversation {
             ))
         })?;
         let session = (&self.namespace, self.name.as_str(), tokens);
-        if let Err(why) = self
+        let kept = self
             .sessions
-            .save(cache, session, KeepOptions::default(), clock_ms())
-        {
-            eprintln!(
+            .save(cache, session, KeepOptions::default(), clock_ms());
+        match kept {
+            Ok(()) if self.verbose => eprintln!(
+                "kept:                 {} messages, keys and values of {} tokens",
+                messages.len(),
+                tokens.len()
+            ),
+            Ok(()) => {}
+            Err(why) => eprintln!(
                 "neap: the session's keys and values were not kept and will be computed again: {why}"
-            );
+            ),
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use neap_kernels::{Isa, ThreadPool, pool};
 use neap_memory::cache::{CacheOptions, KvCache};
 use neap_memory::disk::DiskStore;
 use neap_memory::pressure::watch::{Watch, WatchOptions};
+use neap_memory::remote::RemoteLevel;
 use neap_memory::{Budget, Fingerprint, KvPool, KvQuality, Level, OverBudget, QuantizedLevels};
 use neap_model::chat::ChatTemplate;
 use neap_model::decoder::{self, CpuDecoder, Decoder, DecoderLimits, LoadOptions, Model};
@@ -18,6 +19,7 @@ use neap_model::tokenizer::Tokenizer;
 use crate::args::{ModelArgs, Repack};
 use crate::bytes::show;
 use crate::failure::Failure;
+use crate::remote::Remote;
 use crate::shipped;
 
 /// KV blocks that a load leaves room for in any case.
@@ -48,6 +50,7 @@ pub struct Loaded {
     /// What the contents of a KV block depend on.
     pub fingerprint: Fingerprint,
     pub quality: KvQuality,
+    pub remote: Option<Arc<RemoteLevel>>,
     _pressure: Watch,
 }
 
@@ -136,20 +139,25 @@ pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> 
     })
 }
 
-/// Loads a model for `sequences` at once, with a disk level under its prefix cache if there is one.
-/// From here on the budget follows the pressure on the system.
-pub fn load(
-    args: &ModelArgs,
-    sequences: usize,
-    disk: Option<&Arc<DiskStore>>,
-) -> Result<Loaded, Failure> {
+/// What lies below RAM under a prefix cache.
+#[derive(Clone, Default)]
+pub struct Below {
+    pub disk: Option<Arc<DiskStore>>,
+    pub remote: Option<Remote>,
+}
+
+/// Loads a model for `sequences` at once. From here on the budget follows the pressure on the system.
+pub fn load(args: &ModelArgs, sequences: usize, below: &Below) -> Result<Loaded, Failure> {
     let parts = load_parts(args, sequences)?;
     let tokenizer = tokenizer(&parts.source)?;
     let template = template(&parts.source, &tokenizer)?;
     let limits = parts.decoder.limits();
     let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
+    let remote = below.remote.as_ref();
+    let remote = remote.map(|r| r.level(&parts.budget)).transpose()?;
     let options = CacheOptions {
-        disk: disk.cloned(),
+        disk: below.disk.clone(),
+        remote: remote.clone(),
         quantized: parts.quantized,
         ..CacheOptions::new(fingerprint)
     };
@@ -175,6 +183,7 @@ pub fn load(
         engine,
         tokenizer,
         template,
+        remote,
         _pressure: pressure,
     })
 }

@@ -15,6 +15,7 @@ mod interrupt;
 mod keep;
 mod loading;
 mod memory;
+mod remote;
 mod report;
 mod run;
 mod sampling;

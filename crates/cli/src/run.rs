@@ -9,11 +9,12 @@ use neap_model::tokenizer::EncodeOptions;
 
 use crate::args::RunArgs;
 use crate::failure::Failure;
-use crate::{generate, interrupt, loading, report, sampling};
+use crate::loading::{self, Below};
+use crate::{generate, interrupt, report, sampling};
 
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let prompt = read_prompt(args)?;
-    let mut loaded = loading::load(&args.model, 1, None)?;
+    let mut loaded = loading::load(&args.model, 1, &Below::default())?;
     let options = EncodeOptions {
         add_bos: true,
         parse_special: args.special,

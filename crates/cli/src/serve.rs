@@ -1,7 +1,6 @@
 //! `neap serve`: many conversations at once, over HTTP.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Write};
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,6 +10,7 @@ use neap_memory::Fingerprint;
 use neap_memory::cache::{CacheOptions, KvCache};
 use neap_memory::disk::{Directory, DiskOptions, DiskStore};
 use neap_memory::pressure::watch::{Watch, WatchOptions};
+use neap_memory::remote::RemoteLevel;
 use neap_model::chat::ChatTemplate;
 use neap_model::decoder::{CpuDecoder, Decoder};
 use neap_model::tokenizer::Tokenizer;
@@ -20,6 +20,7 @@ use crate::args::ServeArgs;
 use crate::bytes::show;
 use crate::failure::Failure;
 use crate::loading::{self, Parts};
+use crate::remote::{self, Remote, random_secret, secret};
 
 /// Connections at once, besides those that generate.
 const SPARE_CONNECTIONS: u32 = 256;
@@ -31,6 +32,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         .as_deref()
         .map(|folder| Disk::open(folder, args.disk_limit))
         .transpose()?;
+    let remote = Remote::from_args(&args.remote)?;
     let parallel = args.parallel as usize;
     let parts = loading::load_parts(&args.model, parallel)?;
     let pressure = Watch::begin(&parts.budget, WatchOptions::default())?;
@@ -51,10 +53,17 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     };
     warn_if_open(&options);
     let about = format!("{} in a budget of {}", model.id, show(parts.budget.limit()));
-    let engine = engine(parts, &model.tokenizer, disk.as_ref(), args)?;
+    let below = Below {
+        disk: disk.as_ref(),
+        secret: remote.as_ref().map(|remote| remote.secret),
+        remote: remote.map(|r| r.level(&parts.budget)).transpose()?,
+    };
+    let written = below.remote.clone();
+    let engine = engine(parts, &model.tokenizer, below, args)?;
     neap_server::run(engine, model, options, |address| {
         eprintln!("neap: serving {about} on http://{address}/");
     })?;
+    remote::finish(written.as_ref());
     if let Some(disk) = disk {
         disk.store.sync()?;
     }
@@ -89,12 +98,13 @@ fn served_model(args: &ServeArgs, parts: &Parts) -> Result<ServedModel, Failure>
 fn engine(
     parts: Parts,
     tokenizer: &Tokenizer,
-    disk: Option<&Disk>,
+    below: Below<'_>,
     args: &ServeArgs,
 ) -> Result<Engine<CpuDecoder>, Failure> {
     let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
     let options = CacheOptions {
-        disk: disk.map(|d| Arc::clone(&d.store)),
+        disk: below.disk.map(|d| Arc::clone(&d.store)),
+        remote: below.remote,
         quantized: parts.quantized.clone(),
         ..CacheOptions::new(fingerprint)
     };
@@ -108,9 +118,10 @@ fn engine(
         step_ms: Some(args.step_ms),
         max_running: args.parallel as usize,
         fingerprint,
-        secret: match disk {
-            Some(disk) => disk.secret,
-            None => random_secret()?,
+        secret: match (below.secret, below.disk) {
+            (Some(secret), _) => secret,
+            (None, Some(disk)) => disk.secret,
+            (None, None) => random_secret()?,
         },
         quality: parts.quality,
         level: parts.level,
@@ -164,6 +175,14 @@ fn warn_if_open(options: &Options) {
     }
 }
 
+/// What lies below RAM.
+struct Below<'a> {
+    disk: Option<&'a Disk>,
+    remote: Option<Arc<RemoteLevel>>,
+    /// That of the processes that share the remote store: with another one they would not meet.
+    secret: Option<[u8; 32]>,
+}
+
 /// The disk level under the prefix cache.
 struct Disk {
     store: Arc<DiskStore>,
@@ -195,43 +214,4 @@ impl Disk {
             _lock: lock,
         })
     }
-}
-
-/// The secret that the file holds, or a new one that it holds from now on. A damaged file makes the blocks on disk
-/// unknown, which costs a recomputation.
-fn secret(path: &Path) -> Result<[u8; 32], Failure> {
-    if let Ok(bytes) = std::fs::read(path)
-        && let Ok(secret) = bytes.try_into()
-    {
-        return Ok(secret);
-    }
-    let secret = random_secret()?;
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let write = || -> std::io::Result<()> {
-        let mut file = options.open(path)?;
-        file.write_all(&secret)?;
-        file.sync_all()
-    };
-    write().map_err(|why| Failure::new(format!("{} can't be written: {why}", path.display())))?;
-    Ok(secret)
-}
-
-/// From the system's random numbers.
-fn random_secret() -> Result<[u8; 32], Failure> {
-    let mut secret = [0; 32];
-    #[cfg(unix)]
-    File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut secret))
-        .map_err(|why| Failure::new(format!("/dev/urandom can't be read: {why}")))?;
-    // The standard library's hash keys are random where there is no such file.
-    #[cfg(not(unix))]
-    for part in secret.chunks_exact_mut(8) {
-        use std::hash::{BuildHasher, Hasher};
-        let random = std::hash::RandomState::new().build_hasher().finish();
-        part.copy_from_slice(&random.to_le_bytes());
-    }
-    Ok(secret)
 }

@@ -16,7 +16,7 @@ use crate::args::BenchRestoreArgs;
 use crate::bytes::show;
 use crate::failure::Failure;
 use crate::generate::{clock_ms, generate};
-use crate::loading::{self, Loaded};
+use crate::loading::{self, Below, Loaded};
 
 const SESSION: &str = "bench";
 /// Room on disk: more than any context takes.
@@ -71,7 +71,7 @@ pub fn run(args: &BenchRestoreArgs) -> Result<(), Failure> {
 
 fn measure(args: &BenchRestoreArgs, folder: &Path) -> Result<Report, Failure> {
     let disk = open_disk(folder)?;
-    let mut loaded = loading::load(&args.model, 1, Some(&disk))?;
+    let mut loaded = load(args, &disk)?;
     let prompt = prompt(&loaded, args.tokens);
     let recomputed = first_token(&mut loaded, &prompt)?;
     let spill_ms = keep(&mut loaded, &disk, &prompt)?;
@@ -115,6 +115,14 @@ fn open_disk(folder: &Path) -> Result<Arc<DiskStore>, Failure> {
     let options = DiskOptions::with_limit(DISK_LIMIT_BYTES);
     let disk = DiskStore::open(Arc::new(storage), options).map_err(|why| failed(&why))?;
     Ok(Arc::new(disk))
+}
+
+fn load(args: &BenchRestoreArgs, disk: &Arc<DiskStore>) -> Result<Loaded, Failure> {
+    let below = Below {
+        disk: Some(Arc::clone(disk)),
+        remote: None,
+    };
+    loading::load(&args.model, 1, &below)
 }
 
 /// Pseudo-random tokens, the same in every process.
@@ -205,7 +213,7 @@ fn restart(args: &BenchRestoreArgs, folder: &Path) -> Result<Way, Failure> {
 fn resume(args: &BenchRestoreArgs) -> Result<(), Failure> {
     let folder = args.disk.clone().unwrap_or_default();
     let disk = open_disk(&folder)?;
-    let mut loaded = loading::load(&args.model, 1, Some(&disk))?;
+    let mut loaded = load(args, &disk)?;
     let prompt = prompt(&loaded, args.tokens);
     let way = first_token(&mut loaded, &prompt)?;
     println!("{}", serde_json::to_string(&way)?);

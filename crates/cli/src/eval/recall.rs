@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::{EvalRecallArgs, ModelArgs};
 use crate::failure::Failure;
 use crate::generate::clock_ms;
-use crate::loading;
+use crate::loading::{self, Below};
 
 static SHIPPED_TASKS: &str = include_str!("../../../../models/recall.jsonl");
 
@@ -131,7 +131,7 @@ fn parse(text: &str) -> Result<Vec<Task>, Failure> {
 
 /// The greedy continuation of every task's prompt, as long as its answer.
 fn answers(model: &ModelArgs, parallel: usize, tasks: &[Task]) -> Result<Vec<String>, Failure> {
-    let mut loaded = loading::load(model, parallel.max(1), None)?;
+    let mut loaded = loading::load(model, parallel.max(1), &Below::default())?;
     let bar = ProgressBar::new(tasks.len() as u64);
     let mut places: HashMap<RequestId, usize> = HashMap::new();
     for (place, task) in tasks.iter().enumerate() {
