@@ -5,8 +5,8 @@ Reads one JSON case a line, answers one JSON result a line:
     {"tokens_per_s": [..], "rss_bytes": ..}
 
 A case is run once to warm up, then `repeat` times. Contexts of a depth are really computed, since there is no way to
-put values into llama.cpp's cache, and cut back to the depth after each run. Keys and values are f16; tokens are
-random; batches are the defaults, 2048 tokens logical and 512 physical. Sequences of a batch have caches of their own
+put values into llama.cpp's cache, and cut back to the depth after each run. Keys and values are f16 unless --kv says
+otherwise, for which flash attention must be on; tokens are random; batches are the defaults, 2048 tokens logical and 512 physical. Sequences of a batch have caches of their own
 (`kv_unified` off), which is the faster way here.
 """
 
@@ -21,7 +21,7 @@ import llama_cpp as ll
 import numpy as np
 
 BATCH_TOKENS = 2048
-F16 = 1  # GGML_TYPE_F16
+KV_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # GGML_TYPE_F16, GGML_TYPE_Q4_0, GGML_TYPE_Q8_0
 
 
 @ll.llama_log_callback
@@ -36,14 +36,14 @@ def rss_bytes() -> int:
 
 
 class Worker:
-    def __init__(self, path: str, threads: int, flash: bool):
+    def __init__(self, path: str, threads: int, flash: bool, kv: str):
         ll.llama_log_set(quiet, ctypes.c_void_p())
         ll.llama_backend_init()
         self.model = ll.llama_load_model_from_file(path.encode(), ll.llama_model_default_params())
         if not self.model:
             raise SystemExit(f"llama.cpp cannot load {path}")
         self.vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(self.model))
-        self.threads, self.flash = threads, flash
+        self.threads, self.flash, self.kv = threads, flash, KV_TYPES[kv]
         self.rng = np.random.default_rng(1)
         self.context, self.group = None, None
         self.batch = ll.llama_batch_init(BATCH_TOKENS, 0, 1)
@@ -61,7 +61,7 @@ class Worker:
         params.n_batch, params.n_seq_max = BATCH_TOKENS, batch
         params.n_threads = params.n_threads_batch = self.threads
         params.flash_attn_type = 1 if self.flash else 0
-        params.type_k = params.type_v = F16
+        params.type_k = params.type_v = self.kv
         params.kv_unified, params.no_perf = False, True
         self.context = ll.llama_init_from_model(self.model, params)
         if not self.context:
@@ -122,8 +122,9 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--flash", choices=("on", "off"), required=True)
+    parser.add_argument("--kv", choices=sorted(KV_TYPES), default="f16")
     args = parser.parse_args()
-    worker = Worker(args.model, args.threads, args.flash == "on")
+    worker = Worker(args.model, args.threads, args.flash == "on", args.kv)
     print(json.dumps({"version": ll.__version__, "system": ll.llama_print_system_info().decode()}), flush=True)
     for line in sys.stdin:
         print(json.dumps(worker.measure(json.loads(line))), flush=True)

@@ -3,12 +3,13 @@
 
     python3 bench/peers/run.py                    # 1 B Llama shape in Q4_0, Q8_0 and Q4_K_M; an hour or more
     python3 bench/peers/run.py --type q4_0 --depth 0 --rounds 1
+    python3 bench/peers/run.py --type q4_0 --depth 4096,16384 --batch 1 --kv q8_0     # neap's int8 beside q8_0
 
 Needs Python 3.10, a C++ compiler and CMake-capable pip for the peer's build, and a release build of neap
 (`cargo build --release`). The peer is installed into its own environment under the cache folder.
 
 Each case is measured in rounds, neap and the peer taking turns, both pinned to the same CPUs. The peer runs with
-flash attention on and off; the faster one counts. The ratio is that of the medians over the rounds.
+flash attention on and off; the faster one counts. With quantized keys and values it must be on. The ratio is that of the medians over the rounds.
 """
 
 import argparse
@@ -26,6 +27,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = pathlib.Path.home() / ".cache" / "neap-bench"
 DEFAULT_TYPES = ("q4_0", "q8_0", "q4_k_m")
+# Keys and values: llama.cpp's type and neap's level.
+KV_LEVELS = {"f16": "auto", "q8_0": "int8", "q4_0": "int4"}
 
 
 def log(text: str) -> None:
@@ -87,6 +90,7 @@ class Neap:
             *pinned(self.args), self.args.neap, "bench", "model", "--json", "--model", self.model,
             "--threads", self.args.threads, "--repeat", self.args.repeat, "--prompt", numbers("prefill"),
             "--generate", numbers("decode"), "--depth", group[0].depth, "--batch", group[0].batch,
+            "--kv-level", KV_LEVELS[self.args.kv],
         ]
         run = subprocess.run([str(word) for word in command], capture_output=True, text=True)
         if run.returncode:
@@ -106,7 +110,7 @@ class Neap:
 class LlamaCpp:
     def __init__(self, args, python: pathlib.Path, model: pathlib.Path, flash: str):
         command = [*pinned(args), python, HERE / "llama_cpp_worker.py", "--model", model, "--threads", args.threads,
-                   "--flash", flash]
+                   "--flash", flash, "--kv", args.kv]
         self.repeat = args.repeat
         self.process = subprocess.Popen(
             [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -155,7 +159,7 @@ def summary(rounds, case):
 def compare(args, python, model: pathlib.Path):
     """All cases of one model file."""
     sides = {} if args.peer_only else {"neap": Neap(args, model)}
-    for flash in ("on", "off"):
+    for flash in ("on", "off") if args.kv == "f16" else ("on",):
         if not args.neap_only:
             sides[f"llama.cpp flash {flash}"] = LlamaCpp(args, python, model, flash)
     results = []
@@ -260,6 +264,7 @@ def arguments():
     parser.add_argument("--batch", type=numbers, default=[1, 8, 32])
     parser.add_argument("--batch-prompt", type=int, default=128, help="depth of each sequence of a batch")
     parser.add_argument("--batch-generate", type=int, default=64)
+    parser.add_argument("--kv", choices=KV_LEVELS, default="f16", help="llama.cpp's type of keys and values")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3, help="measurements of each round, after one to warm up")
     parser.add_argument("--threads", type=int, default=2)
@@ -286,6 +291,7 @@ def main() -> None:
         "neap_version": "" if args.peer_only else output_of(str(args.neap), "--version"),
         "neap_commit": output_of("git", "describe", "--always", "--dirty"),
         "threads": args.threads,
+        "kv": {"llama.cpp": args.kv, "neap": KV_LEVELS[args.kv]},
         "machine": machine(args, python),
         "models": [],
     }

@@ -424,6 +424,51 @@ fn evaluates_recall_and_perplexity() {
     let _ = (std::fs::remove_file(tasks), std::fs::remove_file(file));
 }
 
+#[test]
+fn evaluates_the_levels_of_keys_and_values() {
+    let heldout = include_str!("../../../models/heldout.txt");
+    let file = temporary("levels.txt", &heldout.as_bytes()[..6000]);
+    let args = ["eval", "kv", "--json", "--no-recall", "--windows", "1"];
+    let path = file.to_str().expect("UTF-8");
+    let output = neap(&[&args[..], &["--window", "512", "--file", path]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let levels = report["levels"].as_array().expect("rows");
+    let names: Vec<_> = levels.iter().map(|row| row["level"].as_str()).collect();
+    assert_eq!(
+        names,
+        [Some("hot"), Some("packed"), Some("int8"), Some("int4")]
+    );
+    let figure = |row: usize, name: &str| levels[row][name].as_f64().expect("a number");
+    assert_eq!(
+        (figure(0, "kl_mean"), figure(0, "perplexity_ratio")),
+        (0.0, 1.0)
+    );
+    // Fewer bits lose more, but not much.
+    assert!(0.0 < figure(2, "kl_mean") && figure(2, "kl_mean") < figure(3, "kl_mean"));
+    assert!(figure(3, "kl_mean") < 0.01 && figure(3, "bits_per_value") < 4.5);
+    assert!((figure(3, "perplexity_ratio") - 1.0).abs() < 0.01);
+    let _ = std::fs::remove_file(file);
+}
+
+#[test]
+fn a_level_of_keys_and_values_is_taken_or_refused_with_a_reason() {
+    let prompt = "Once upon a time there was a little fox. ".repeat(24);
+    let run = |more: &[&str]| {
+        let args = ["run", "--greedy", "--no-echo", "-n", "24", "--chunk", "32"];
+        let output = neap(&[&args[..], more, &[prompt.as_str()]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let exact = run(&[]);
+    assert_eq!(run(&["--kv-quality", "small"]), exact, "there is room");
+    assert!(!run(&["--kv-level", "int8"]).is_empty() && !run(&["--kv-level", "int4"]).is_empty());
+    let bad = ["run", "--kv-level", "int4", "--kv-quality", "high", "x"];
+    assert!(failure(&bad, b"").contains("--kv-quality high keeps keys and values above int4"));
+    let bad = ["run", "--kv-quality", "best", "x"];
+    assert!(failure(&bad, b"").contains("none of exact, high, balanced and small"));
+}
+
 /// Peak memory stays within the budget and a fixed overhead, whatever the weights' packing.
 #[cfg(target_os = "linux")]
 #[test]

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use neap_kernels::{Isa, ThreadPool};
-use neap_memory::{BlockTable, Budget, KvPool};
+use neap_memory::{BlockTable, Budget, KvPool, Level};
 use neap_model::decoder::{
     BLOCK_TOKENS, CpuDecoder, Decoder, DecoderLimits, LoadOptions, LogitsWanted, Model, Repack,
-    SequenceChunk, kv_block_bytes, least_weight_bytes,
+    SequenceChunk, kv_block_bytes, least_weight_bytes, quantized_levels,
 };
 use neap_model::source::ModelSource;
 
@@ -254,4 +254,78 @@ fn a_step_that_cannot_be_is_refused_and_changes_nothing() {
     assert_eq!(table.len_tokens(), 0);
     assert_eq!(step(&[1; 256], &mut table, LogitsWanted::None), Ok(()));
     assert_eq!(table.len_tokens(), 256);
+}
+
+/// The logits of the last of 300 tokens, whose blocks sink as `levels` say before it is computed.
+fn logits_over_levels(setup: &mut Setup, isa: Isa, levels: &[(usize, Level)]) -> Vec<u32> {
+    let tokens = tokens(300, 5);
+    let codecs = quantized_levels(setup.decoder.model().kv_layout(), isa);
+    let mut table = BlockTable::new(&setup.kv);
+    table.reserve(tokens.len()).unwrap();
+    let mut scratch = vec![0; setup.kv.block_bytes()];
+    let mut logits = Vec::new();
+    for part in [&tokens[..256], &tokens[256..299], &tokens[299..]] {
+        let rows = setup
+            .decoder
+            .forward(&mut [SequenceChunk {
+                tokens: part,
+                table: &mut table,
+                logits: LogitsWanted::Last,
+            }])
+            .unwrap();
+        logits = rows.iter().map(|l| l.to_bits()).collect();
+        for &(block, level) in levels {
+            let codec = codecs.at(level).unwrap();
+            table.sink(block..block + 1, &**codec, &mut scratch);
+        }
+    }
+    for &(block, level) in levels {
+        assert!(table.view(block).level >= level);
+    }
+    logits
+}
+
+#[test]
+fn lossy_blocks_are_attended_to_whatever_the_threads() {
+    let isa = Isa::best();
+    let mixed = [
+        (1, Level::Int8),
+        (2, Level::Int4),
+        (4, Level::Int8),
+        (4, Level::Int4),
+    ];
+    let mut one = setup(1, isa, Repack::Always);
+    let exact = logits_over_levels(&mut one, isa, &[]);
+    let lossy = logits_over_levels(&mut one, isa, &mixed);
+    let also = logits_over_levels(&mut setup(3, isa, Repack::Never), isa, &mixed);
+    assert!(lossy == also, "bit for bit");
+    assert!(lossy != exact, "something was lost");
+    let worst = lossy.iter().zip(&exact).map(|(&a, &b)| {
+        let (a, b) = (f32::from_bits(a), f32::from_bits(b));
+        (a - b).abs()
+    });
+    // Logits of this model are up to about 20; a block read in the wrong format moves them by units.
+    assert!(worst.fold(0.0, f32::max) < 0.5, "but not much");
+}
+
+#[test]
+fn codecs_of_levels_refuse_what_is_no_block() {
+    let setup = setup(1, Isa::best(), Repack::Always);
+    let codecs = quantized_levels(setup.decoder.model().kv_layout(), Isa::best());
+    let hot = vec![0x3C; setup.kv.block_bytes()];
+    let mut back = vec![0; hot.len()];
+    for codec in codecs.iter() {
+        let mut encoded = vec![0; codec.max_encoded_bytes(hot.len())];
+        let len = codec.encode(&hot, &mut encoded).unwrap();
+        assert!(len == encoded.len() && codec.decode(&encoded, &mut back).is_ok());
+        assert!(codec.encode(&hot[1..], &mut encoded).is_err());
+        assert!(codec.encode(&hot, &mut encoded[1..]).is_err());
+        assert!(codec.decode(&encoded[1..], &mut back).is_err());
+        assert!(codec.decode(&encoded, &mut back[1..]).is_err());
+        assert!(
+            codec
+                .encode_from(Level::Packed, &encoded, &mut back)
+                .is_err()
+        );
+    }
 }
