@@ -371,6 +371,9 @@ pub struct EvalKvArgs {
     /// Windows of the text at most.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub windows: usize,
+    /// Draw quality against bits into an SVG file.
+    #[arg(long, value_name = "PATH")]
+    pub plot: Option<PathBuf>,
     /// Do not ask for facts; the tasks inside neap are in the language of its own model.
     #[arg(long)]
     pub no_recall: bool,

@@ -2,6 +2,7 @@
 
 mod kv;
 mod perplexity;
+mod plot;
 mod recall;
 
 use crate::args::EvalCommand;

@@ -377,6 +377,7 @@ impl<D: Decoder> Engine<D> {
         let running = self.running_candidates();
         let blocks = schedule::blocks_wanted(&running, waiting, self.kv.block_tokens());
         let wanted_bytes = blocks as u64 * self.kv.charged_block_bytes();
+        let may_sink = self.running.iter().any(Sequence::may_sink);
         let mut lossy: Vec<&mut BlockTable> = self
             .running
             .iter_mut()
@@ -385,7 +386,7 @@ impl<D: Decoder> Engine<D> {
             .collect();
         self.cache.shrink_with(self.now_ms, &mut lossy);
         let missing = wanted_bytes.saturating_sub(self.budget.available());
-        if missing > 0 && !lossy.is_empty() {
+        if missing > 0 && may_sink {
             let missing = missing - self.cache.freeable_bytes_up_to(missing).min(missing);
             self.cache.sink_running(missing, self.now_ms, &mut lossy);
         }

@@ -176,6 +176,13 @@ impl Sequence {
         }
     }
 
+    /// Whether one of its blocks is above the level that its quality allows while it runs.
+    pub fn may_sink(&self) -> bool {
+        let lowest = self.quality().lowest(false);
+        let blocks = &self.table.blocks()[self.table.sinkable_blocks()];
+        lowest.is_lossy() && blocks.iter().any(|block| block.level() < lowest)
+    }
+
     /// How low the sequence's blocks may sink.
     pub fn quality(&self) -> KvQuality {
         self.namespace.quality()

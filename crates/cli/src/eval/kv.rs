@@ -16,6 +16,7 @@ use neap_model::decoder::Decoder;
 use serde::Serialize;
 
 use super::perplexity::{Lane, ROWS, Windows, losses_of, read_text};
+use super::plot;
 use super::recall::{self, Score};
 use crate::args::{EvalKvArgs, KvLevel, ModelArgs};
 use crate::failure::Failure;
@@ -83,12 +84,30 @@ pub fn run(args: &EvalKvArgs) -> Result<(), Failure> {
             row.recall_by_distance_tokens = found.by_distance_tokens;
         }
     }
+    if let Some(path) = &args.plot {
+        std::fs::write(path, plot(&report)).map_err(|why| {
+            Failure::new(format!(
+                "the plot {} can't be written: {why}",
+                path.display()
+            ))
+        })?;
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print(&report);
     }
     Ok(())
+}
+
+fn plot(report: &Report) -> String {
+    let points = report.levels.iter().map(|row| plot::Point {
+        name: row.level,
+        bits_per_value: row.bits_per_value,
+        kl: row.kl_mean.unwrap_or(0.0),
+    });
+    let title = format!("Keys and values, over {} tokens", report.scored_tokens);
+    plot::svg(&title, &points.collect::<Vec<_>>())
 }
 
 /// A level that is run through the text.

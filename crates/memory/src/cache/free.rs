@@ -17,9 +17,8 @@ const WEIGHED_NODES: usize = 10_000;
 /// sequence mostly are, so that chains are weighed whole.
 const SAMPLE_NODES: usize = 4096;
 const SAMPLE_STRETCHES: usize = 16;
-/// Of more nodes than [`WEIGHED_NODES`] at least one in so many is freed at once: a weighing costs the same
-/// whether it frees one block or many.
-const FREED_SHARE: usize = 256;
+/// At least one block in so many is freed at once: a weighing costs the same whether it frees one or many.
+const FREED_SHARE: usize = 128;
 
 /// What attending to a token at a lossy level is priced at, as a share of computing it anew. A judgement: a
 /// running sequence's block sinks to int8 before so much is let go of that a hundred thousandth of its uses
@@ -85,13 +84,13 @@ impl KvCache {
         // What the first round could not carry out (a full disk, a block that does not pack) the second
         // lets go of.
         for may_sink in [true, false] {
-            for _ in 0..self.samples() {
+            for _ in 0..self.samples(scope) {
                 let missing = bytes.saturating_sub(freed(&budget));
                 if missing == 0 {
                     return freed(&budget);
                 }
                 let least = self.least_freed(scope);
-                let nodes = self.sample();
+                let nodes = self.sample(scope, &running);
                 let situation = self.situation(
                     (scope, missing.max(least)),
                     may_sink,
@@ -126,8 +125,8 @@ impl KvCache {
     }
 
     /// Samples that see every node once.
-    fn samples(&self) -> usize {
-        if self.tree.len() <= WEIGHED_NODES {
+    fn samples(&self, scope: Scope) -> usize {
+        if self.tree.len() <= WEIGHED_NODES || scope == Scope::Running {
             1
         } else {
             self.tree.len_places().div_ceil(SAMPLE_NODES) + 1
@@ -135,14 +134,21 @@ impl KvCache {
     }
 
     fn least_freed(&self, scope: Scope) -> u64 {
-        if self.tree.len() <= WEIGHED_NODES || scope == Scope::Running {
+        if scope == Scope::Running {
             return 0;
         }
         (self.tree.len() / FREED_SHARE) as u64 * self.pool.charged_block_bytes()
     }
 
     /// The nodes to weigh this time.
-    fn sample(&mut self) -> Vec<NodeId> {
+    fn sample(&mut self, scope: Scope, running: &Running<'_, '_>) -> Vec<NodeId> {
+        if scope == Scope::Running {
+            let may_sink = |node: &NodeId| match self.tree.get(*node).map(|entry| &entry.held) {
+                Some(Held::Ram(block)) => running.may_sink(block),
+                _ => false,
+            };
+            return self.tree.nodes().filter(may_sink).collect();
+        }
         if self.tree.len() <= WEIGHED_NODES {
             return self.tree.nodes().collect();
         }

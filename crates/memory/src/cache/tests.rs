@@ -254,3 +254,35 @@ fn packing_frees_bytes_while_nothing_is_granted() {
     }
     assert!(world.cache.stats().packed_hit_tokens > 0);
 }
+
+#[test]
+fn a_large_tree_is_weighed_by_samples_and_can_still_be_freed_whole() {
+    const TALKS: usize = 300;
+    let budget = Budget::new(1 << 30);
+    let pool = KvPool::new(&budget, 4096, 4);
+    let fingerprint = Fingerprint::of_parts(&[("model", b"fake")]);
+    let tenant = Namespace::new(&[1; 32], "t", &fingerprint);
+    let mut cache = KvCache::new(&pool, CacheOptions::new(fingerprint)).unwrap();
+    for talk in 0..TALKS {
+        let tokens: Vec<u32> = (0..40 * 4).map(|t| (talk * 1000 + t) as u32).collect();
+        let mut table = BlockTable::new(&pool);
+        table.reserve(tokens.len()).unwrap();
+        table.advance(tokens.len());
+        cache.insert(&tenant, &tokens, &mut table, 1000 * talk as u64);
+    }
+    assert_eq!(cache.len_blocks(), TALKS * 40);
+    let freed = cache.free(4096, Occasion::Admission, 1_000_000);
+    // One was asked for; a share of all goes at once, so that weighing them pays.
+    assert_eq!(freed / 4096, TALKS as u64 * 40 / 128);
+    // No chain is cut: what is left of every talk is found from its start.
+    let mut found = 0;
+    for talk in 0..TALKS {
+        let tokens: Vec<u32> = (0..40 * 4).map(|t| (talk * 1000 + t) as u32).collect();
+        found += cache.forecast(&tenant, &tokens).tokens / 4;
+    }
+    assert_eq!(found as u64, cache.freeable_bytes() / 4096);
+    cache.check_conservation().unwrap();
+    cache.free(u64::MAX, Occasion::Shrink, 2_000_000);
+    assert_eq!(pool.stats().held_blocks, 0);
+    cache.check_conservation().unwrap();
+}
