@@ -159,7 +159,8 @@ def summary(rounds, case):
 def compare(args, python, model: pathlib.Path):
     """All cases of one model file."""
     sides = {} if args.peer_only else {"neap": Neap(args, model)}
-    for flash in ("on", "off") if args.kv == "f16" else ("on",):
+    # llama.cpp quantizes keys and values only with flash attention.
+    for flash in args.flash if args.kv == "f16" else ["on"]:
         if not args.neap_only:
             sides[f"llama.cpp flash {flash}"] = LlamaCpp(args, python, model, flash)
     results = []
@@ -264,6 +265,8 @@ def arguments():
     parser.add_argument("--batch", type=numbers, default=[1, 8, 32])
     parser.add_argument("--batch-prompt", type=int, default=128, help="depth of each sequence of a batch")
     parser.add_argument("--batch-generate", type=int, default=64)
+    parser.add_argument("--flash", choices=["on", "off"], nargs="+", default=["on", "off"],
+                        help="llama.cpp's flash attention; filling a long context both ways takes long")
     parser.add_argument("--kv", choices=KV_LEVELS, default="f16", help="llama.cpp's type of keys and values")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3, help="measurements of each round, after one to warm up")
