@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use neap_engine::{Engine, EngineConfig};
 use neap_memory::Fingerprint;
@@ -11,6 +11,7 @@ use neap_memory::cache::{CacheOptions, KvCache};
 use neap_memory::disk::{Directory, DiskOptions, DiskStore};
 use neap_memory::pressure::watch::{Watch, WatchOptions};
 use neap_memory::remote::RemoteLevel;
+use neap_memory::session::Sessions;
 use neap_model::chat::ChatTemplate;
 use neap_model::decoder::{CpuDecoder, Decoder};
 use neap_model::tokenizer::Tokenizer;
@@ -39,7 +40,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     pressure.set_mapped_bytes(parts.decoder.model().mapped_bytes());
     let model = served_model(args, &parts)?;
     let max_active = parallel + args.max_queue as usize;
-    let options = Options {
+    let mut options = Options {
         host: args.host.clone(),
         port: args.port,
         max_active,
@@ -49,9 +50,15 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         api_keys,
         admin_key: args.admin_key.clone(),
         pressure: Some(pressure),
+        sessions: None,
         grace: Duration::from_secs(args.grace),
     };
     warn_if_open(&options);
+    let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
+    let block_tokens = parts.kv.block_tokens();
+    options.sessions = disk
+        .as_ref()
+        .map(|d| Sessions::open(&d.store, fingerprint, block_tokens));
     let about = format!("{} in a budget of {}", model.id, show(parts.budget.limit()));
     let below = Below {
         disk: disk.as_ref(),
@@ -85,14 +92,9 @@ fn served_model(args: &ServeArgs, parts: &Parts) -> Result<ServedModel, Failure>
             stem.map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned())
         }
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    Ok(ServedModel {
-        id,
-        created: now.unwrap_or_default().as_secs(),
-        context_tokens: parts.decoder.context_tokens(),
-        template: ChatTemplate::from_source(&parts.source, &tokenizer)?,
-        tokenizer,
-    })
+    let template = ChatTemplate::from_source(&parts.source, &tokenizer)?;
+    let context_tokens = parts.decoder.context_tokens();
+    Ok(ServedModel::new(id, context_tokens, tokenizer, template))
 }
 
 fn engine(

@@ -16,9 +16,13 @@ use neap_model::tokenizer::Tokenizer;
 
 use pace::Pace;
 
+use crate::fairness::Shares;
 use crate::request::{AdmissionError, Event, FinishReason, Request, RequestId};
 use crate::schedule::{self, Candidate, Plan, Snapshot};
 use crate::sequence::{AttendedTokens, Limits, Sequence};
+
+/// Waiting requests that are looked at beyond those that find a place, for one that need not wait for a prefix.
+const LOOK_PAST: usize = 32;
 
 /// Limits of an engine.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +71,7 @@ pub struct Engine<D> {
     /// Both in order of rank.
     running: Vec<Sequence>,
     waiting: Vec<Sequence>,
+    shares: Shares,
     next_id: u64,
     steps: u64,
     preemptions: u64,
@@ -113,6 +118,7 @@ impl<D: Decoder> Engine<D> {
             config,
             running: Vec::new(),
             waiting: Vec::new(),
+            shares: Shares::default(),
             next_id: 0,
             steps: 0,
             preemptions: 0,
@@ -128,19 +134,24 @@ impl<D: Decoder> Engine<D> {
         self.check(&request)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        let namespace = Namespace::new(
-            &self.config.secret,
-            &request.tenant,
-            &self.config.fingerprint,
-        )
-        .with_quality(self.quality_of(&request));
+        let namespace = self.namespace(&request.tenant, request.quality);
         // What only the disk level knows, from before a restart, is forecast from now on.
         let known = &request.prompt[..request.prompt.len() - 1];
         self.cache.adopt(&namespace, known, self.now_ms);
         let table = BlockTable::new(&self.kv);
-        let sequence = Sequence::new(id, request, table, namespace, self.tokenizer.as_ref());
+        let present = self.running.iter().chain(&self.waiting);
+        self.shares
+            .enter(&request.tenant, present.map(Sequence::tenant));
+        let tokenizer = self.tokenizer.as_ref();
+        let sequence = Sequence::new(id, request, table, namespace, tokenizer, self.now_ms);
         self.enqueue(sequence);
         Ok(id)
+    }
+
+    /// Under which names the cache holds what requests of a tenant computed that asked for this quality.
+    pub fn namespace(&self, tenant: &str, quality: Option<KvQuality>) -> Namespace {
+        Namespace::new(&self.config.secret, tenant, &self.config.fingerprint)
+            .with_quality(self.quality_of(quality))
     }
 
     fn check(&self, request: &Request) -> Result<(), AdmissionError> {
@@ -171,13 +182,13 @@ impl<D: Decoder> Engine<D> {
         // The last new token is never computed: its keys and values take no room.
         let new_tokens = request.max_new_tokens.unwrap_or(1).saturating_sub(1);
         let tokens = (prompt_tokens + new_tokens).min(context_tokens);
-        self.check_fits(tokens, self.quality_of(request))
+        self.check_fits(tokens, self.quality_of(request.quality))
     }
 
     /// The quality that a request gets: what it asks for, but no lower than the engine's.
-    fn quality_of(&self, request: &Request) -> KvQuality {
+    fn quality_of(&self, asked: Option<KvQuality>) -> KvQuality {
         let allowed = self.config.quality;
-        request.quality.map_or(allowed, |asked| asked.min(allowed))
+        asked.map_or(allowed, |asked| asked.min(allowed))
     }
 
     fn check_fits(&self, tokens: usize, quality: KvQuality) -> Result<(), AdmissionError> {
@@ -321,6 +332,7 @@ impl<D: Decoder> Engine<D> {
         }
         self.steps += 1;
         self.pace.begin(now_ms);
+        self.expire(&mut events);
         let mut plan = self.plan();
         if plan.starved.is_some() && self.release_weights_for_blocks() {
             plan = self.plan();
@@ -336,6 +348,16 @@ impl<D: Decoder> Engine<D> {
             self.pace.computed(now_ms, chunks.iter().map(|c| c.1).sum());
         }
         events
+    }
+
+    /// Ends what is past its deadline.
+    fn expire(&mut self, events: &mut Vec<Event>) {
+        for queue in [&mut self.running, &mut self.waiting] {
+            for mut late in queue.extract_if(.., |s| s.is_late(self.now_ms)) {
+                late.leave_to(&mut self.cache, self.now_ms);
+                events.push(late.finished(FinishReason::DeadlineExceeded));
+            }
+        }
     }
 
     fn plan(&mut self) -> Plan {
@@ -411,11 +433,18 @@ impl<D: Decoder> Engine<D> {
         first.promote(&mut self.cache, kept_free_bytes)
     }
 
-    /// The first of the waiting, up to one whose prefix another is computing: it waits to share it.
-    fn admissible(&self) -> Vec<Candidate> {
-        let mut candidates = Vec::new();
+    /// Those whose turn it is, moved to the front of the waiting. Who would compute a prefix that another computes
+    /// already waits to share it, and lets others pass meanwhile.
+    fn admissible(&mut self) -> Vec<Candidate> {
         let places = self.config.max_running.saturating_sub(self.running.len());
-        for (index, sequence) in self.waiting.iter().take(places).enumerate() {
+        if places == 0 || self.waiting.is_empty() {
+            return Vec::new();
+        }
+        self.order_waiting();
+        let mut candidates = Vec::new();
+        let mut chosen = vec![false; self.waiting.len()];
+        let looked_at = self.waiting.iter().take(places + LOOK_PAST).enumerate();
+        for (index, sequence) in looked_at {
             let hit = sequence.forecast(&self.cache);
             let mut ahead = self
                 .running
@@ -423,12 +452,29 @@ impl<D: Decoder> Engine<D> {
                 .filter(|s| s.is_in_prefill())
                 .chain(&self.waiting[..index]);
             let worth_waiting = hit.tokens + self.kv.block_tokens();
-            if ahead.any(|other| sequence.common_prefix(other) > worth_waiting) {
+            if !ahead.any(|other| sequence.common_prefix(other) > worth_waiting) {
+                candidates.push(sequence.waiting_candidate(hit));
+                chosen[index] = true;
+            }
+            if candidates.len() == places {
                 break;
             }
-            candidates.push(sequence.waiting_candidate(hit));
         }
+        let mut chosen = chosen.into_iter();
+        let mut rest = Vec::new();
+        let passed_over = |_: &mut Sequence| chosen.next() != Some(true);
+        rest.extend(self.waiting.extract_if(.., passed_over));
+        self.waiting.append(&mut rest);
         candidates
+    }
+
+    /// Puts those who wait in the order of their turns.
+    fn order_waiting(&mut self) {
+        let queued: Vec<_> = self.waiting.iter().map(Sequence::queued).collect();
+        let order = self.shares.order(&queued);
+        let mut places: Vec<Option<Sequence>> = self.waiting.drain(..).map(Some).collect();
+        let ordered = order.into_iter().filter_map(|index| places[index].take());
+        self.waiting.extend(ordered);
     }
 
     fn starve(&mut self, index: usize, events: &mut Vec<Event>) {
@@ -513,7 +559,9 @@ impl<D: Decoder> Engine<D> {
         match self.decoder.forward(&mut batch) {
             Ok(logits) => {
                 let mut rows = logits.chunks_exact_mut(vocab_size);
-                for (&(index, _), &wanted) in chunks.iter().zip(&wants_token) {
+                for (&(index, tokens), &wanted) in chunks.iter().zip(&wants_token) {
+                    let work = tokens as u64 + u64::from(wanted);
+                    self.shares.charge(self.running[index].tenant(), work);
                     // Before the table goes on, so that those who wait for this prefix find it.
                     let sequence = &mut self.running[index];
                     sequence.share(&mut self.cache, self.now_ms);

@@ -7,6 +7,8 @@
 #![deny(missing_docs)]
 
 pub mod engine;
+pub mod fairness;
+pub mod grammar;
 pub mod request;
 pub mod sampling;
 pub mod schedule;
@@ -14,6 +16,7 @@ mod sequence;
 pub mod stop;
 
 pub use engine::{Engine, EngineConfig};
+pub use grammar::{Grammar, GrammarError, Grammars};
 pub use request::{AdmissionError, Event, FinishReason, Request, RequestId, TokenLogprob, Usage};
 pub use sampling::{SamplingError, SamplingParams};
 pub use sequence::AttendedTokens;

@@ -4,6 +4,7 @@ use std::fmt;
 
 use neap_memory::KvQuality;
 
+use crate::grammar::Grammar;
 use crate::sampling::SamplingParams;
 
 /// Names one request within an engine; never reused.
@@ -39,8 +40,13 @@ pub struct Request {
     pub quality: Option<KvQuality>,
     /// Whose request it is: cached prefixes are shared within a tenant only.
     pub tenant: String,
-    /// Larger runs first; equal priorities run in order of arrival.
+    /// Orders the requests of one tenant: each step up counts as if the request had come
+    /// [`PRIORITY_STEP_MS`](crate::schedule::PRIORITY_STEP_MS) earlier, so that none waits for ever.
     pub priority: i32,
+    /// What the answer must follow; its end is the answer's end.
+    pub grammar: Option<Grammar>,
+    /// The request fails where it has not finished at this time of the caller's clock.
+    pub deadline_ms: Option<u64>,
 }
 
 /// Why a generation ended.
@@ -61,6 +67,12 @@ pub enum FinishReason {
         /// Bytes that the budget had left.
         available_bytes: u64,
     },
+    /// The grammar allows nothing more.
+    GrammarComplete,
+    /// The grammar takes too much work at this point of the answer.
+    GrammarFailed(String),
+    /// The request's deadline has passed.
+    DeadlineExceeded,
     /// The client took the request back.
     Cancelled,
     /// The forward pass failed; the request is lost, the engine goes on.
@@ -82,6 +94,9 @@ impl fmt::Display for FinishReason {
                 "the memory budget is used up: the next block needs {needed_bytes} bytes and \
                  {available_bytes} are free; give more memory, or shorten the context"
             ),
+            Self::GrammarComplete => f.write_str("the grammar is complete"),
+            Self::GrammarFailed(why) => write!(f, "the grammar can't be followed further: {why}"),
+            Self::DeadlineExceeded => f.write_str("the request's deadline has passed"),
             Self::Cancelled => f.write_str("cancelled"),
             Self::Failed(why) => write!(f, "failed: {why}"),
         }

@@ -5,6 +5,18 @@
 //! step's token limit goes to prompts, in order of rank. When blocks run short, the sequences of the
 //! lowest rank give theirs back and are computed again later.
 
+/// How much earlier a request counts as come for each step of its priority. As nothing comes before the time that it
+/// counts for, a request that has waited longer than the largest difference of priorities is before all that come.
+pub const PRIORITY_STEP_MS: i64 = 10_000;
+
+/// The place of a request that came at `arrived_ms`: the least first. Waiting needs no bookkeeping: a priority is an
+/// earlier arrival.
+#[must_use]
+pub fn due_ms(arrived_ms: u64, priority: i32) -> i64 {
+    let arrived_ms = i64::try_from(arrived_ms).unwrap_or(i64::MAX);
+    arrived_ms.saturating_sub(i64::from(priority).saturating_mul(PRIORITY_STEP_MS))
+}
+
 /// One sequence, as the scheduler sees it. Slices of these are in order of rank, the first the most
 /// important.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,6 +263,16 @@ impl<'a> Planner<'a> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn waiting_outweighs_any_priority() {
+        assert!(
+            due_ms(1000, 1) < due_ms(0, 0),
+            "a higher priority goes first"
+        );
+        assert!(due_ms(0, 0) < due_ms(10_001, 1), "but not for ever");
+        assert_eq!(due_ms(u64::MAX, i32::MIN), i64::MAX);
+    }
 
     /// A sequence that shares no block.
     fn candidate(computed_tokens: usize, pending_tokens: usize) -> Candidate {

@@ -4,9 +4,11 @@ use neap_memory::cache::{Forecast, KvCache};
 use neap_memory::{BlockTable, KvQuality, Level, Namespace};
 use neap_model::tokenizer::{DetokenizeOptions, Detokenizer, Tokenizer};
 
+use crate::fairness::Waiting;
+use crate::grammar::Grammar;
 use crate::request::{Event, FinishReason, Request, RequestId, Usage};
 use crate::sampling::{self, Sampler};
-use crate::schedule::Candidate;
+use crate::schedule::{self, Candidate};
 use crate::stop::{StopMatcher, StopState};
 
 /// Pairs of a new token and one that it attended to, by the level of the latter: what share of the attention
@@ -42,6 +44,9 @@ pub(crate) struct Sequence {
     was_preempted: bool,
     /// Steps in which blocks were brought up for the sequence while it waited.
     pub promotions: u32,
+    /// When it counts as come; see [`schedule::due_ms`].
+    due_ms: i64,
+    grammar: Option<Grammar>,
     namespace: Namespace,
     request: Request,
     /// Prompt, then answer.
@@ -54,10 +59,11 @@ pub(crate) struct Sequence {
 impl Sequence {
     pub fn new(
         id: RequestId,
-        request: Request,
+        mut request: Request,
         table: BlockTable,
         namespace: Namespace,
         tokenizer: Option<&Tokenizer>,
+        now_ms: u64,
     ) -> Self {
         let options = DetokenizeOptions {
             skip_special: !request.show_special,
@@ -74,6 +80,8 @@ impl Sequence {
             sunk_blocks: 0,
             was_preempted: false,
             promotions: 0,
+            due_ms: schedule::due_ms(now_ms, request.priority),
+            grammar: request.grammar.take(),
             namespace,
             tokens: request.prompt.clone(),
             sampler: Sampler::new(request.sampling.clone()),
@@ -83,9 +91,28 @@ impl Sequence {
         }
     }
 
-    /// Larger priority first, then the order of arrival.
-    pub fn rank(&self) -> (std::cmp::Reverse<i32>, RequestId) {
-        (std::cmp::Reverse(self.request.priority), self.id)
+    /// The order of arrival, in which a priority counts as an earlier one.
+    pub fn rank(&self) -> (i64, RequestId) {
+        (self.due_ms, self.id)
+    }
+
+    /// Whose it is.
+    pub fn tenant(&self) -> &str {
+        &self.request.tenant
+    }
+
+    /// The sequence as it waits for its turn among tenants.
+    pub fn queued(&self) -> Waiting<'_> {
+        Waiting {
+            tenant: self.tenant(),
+            rank: (self.due_ms, self.id.0),
+            cost_tokens: self.tokens.len() as u64,
+        }
+    }
+
+    /// Its deadline has passed.
+    pub fn is_late(&self, now_ms: u64) -> bool {
+        self.request.deadline_ms.is_some_and(|end| end <= now_ms)
     }
 
     /// The sequence as the scheduler sees it while it runs.
@@ -253,11 +280,21 @@ impl Sequence {
         events: &mut Vec<Event>,
     ) -> Option<FinishReason> {
         let raw = self.request.top_logprobs.map(|top| (top, logits.to_vec()));
+        if let Some(grammar) = &mut self.grammar
+            && let Err(why) = grammar.mask(logits)
+        {
+            return Some(FinishReason::GrammarFailed(why.to_string()));
+        }
         let id = self.sampler.sample(logits, &self.tokens);
         let logprobs = raw.map_or_else(Vec::new, |(top, raw)| sampling::logprobs(&raw, id, top));
         self.usage.new_tokens += 1;
         if self.ends_text(id, limits) {
             return Some(FinishReason::EndOfText(id));
+        }
+        if let Some(grammar) = &mut self.grammar
+            && let Err(why) = grammar.push(id)
+        {
+            return Some(FinishReason::GrammarFailed(why.to_string()));
         }
         self.tokens.push(id);
         let piece = self
@@ -277,7 +314,14 @@ impl Sequence {
             text,
             logprobs,
         });
-        stopped.or_else(|| self.limit_reached(limits))
+        stopped
+            .or_else(|| self.grammar_complete())
+            .or_else(|| self.limit_reached(limits))
+    }
+
+    fn grammar_complete(&self) -> Option<FinishReason> {
+        let is_complete = self.grammar.as_ref().is_some_and(Grammar::is_complete);
+        is_complete.then_some(FinishReason::GrammarComplete)
     }
 
     fn ends_text(&self, id: u32, limits: &Limits<'_>) -> bool {

@@ -564,6 +564,86 @@ fn a_burst_with_one_prefix_computes_it_once() {
     assert_eq!(cached, [0, 80, 80, 80, 80, 80, 80]);
 }
 
+/// The requests in the order in which they end.
+fn order_of_ends(engine: &mut Engine<FakeDecoder>, now_ms: u64) -> Vec<RequestId> {
+    let mut order = Vec::new();
+    while !engine.is_idle() {
+        for event in engine.step(now_ms) {
+            if let Event::Finished { request, .. } = event {
+                order.push(request);
+            }
+        }
+    }
+    order
+}
+
+#[test]
+fn who_waits_for_a_prefix_lets_others_pass() {
+    let mut engine = engine(100, config(16, 2));
+    let prefix: Vec<u32> = (0..80).collect();
+    let ids: Vec<RequestId> = [(&prefix[..], 5), (&prefix[..79], 5), (&[90, 91], 2)]
+        .iter()
+        .map(|(prompt, n)| engine.submit(request(prompt, *n)).unwrap())
+        .collect();
+    assert_eq!(order_of_ends(&mut engine, 0), [ids[2], ids[0], ids[1]]);
+}
+
+#[test]
+fn a_tenant_that_floods_does_not_keep_another_waiting() {
+    let mut engine = engine(100, config(64, 1));
+    let of = |tenant: &str, first: u32| Request {
+        tenant: tenant.into(),
+        ..request(&[first; 8], 4)
+    };
+    let flood: Vec<RequestId> = (0..6)
+        .map(|i| engine.submit(of("flood", i)).unwrap())
+        .collect();
+    engine.step(0);
+    let late = engine.submit(of("late", 9)).unwrap();
+    let order = order_of_ends(&mut engine, 0);
+    assert_eq!(order[..3], [flood[0], late, flood[1]]);
+}
+
+#[test]
+fn waiting_raises_a_low_priority_above_newcomers() {
+    let mut engine = engine(100, config(64, 1));
+    let of = |priority: i32, first: u32| Request {
+        priority,
+        ..request(&[first; 4], 3)
+    };
+    let running = engine.submit(of(5, 1)).unwrap();
+    engine.step(0);
+    let low = engine.submit(of(-1, 2)).unwrap();
+    engine.step(25_000);
+    let high = engine.submit(of(1, 3)).unwrap();
+    assert_eq!(order_of_ends(&mut engine, 25_000), [running, low, high]);
+}
+
+#[test]
+fn a_deadline_ends_a_request_and_frees_its_blocks() {
+    let mut engine = engine(100, config(64, 1));
+    let of = |deadline_ms: u64| Request {
+        deadline_ms: Some(deadline_ms),
+        ..request(&[1; 8], 100)
+    };
+    engine.submit(of(50)).unwrap();
+    engine.submit(of(40)).unwrap();
+    engine.step(10);
+    let mut reasons = Vec::new();
+    for now_ms in [39, 40, 50] {
+        for event in engine.step(now_ms) {
+            if let Event::Finished { reason, .. } = event {
+                reasons.push((now_ms, reason));
+            }
+        }
+    }
+    let late = FinishReason::DeadlineExceeded;
+    assert_eq!(reasons, [(40, late.clone()), (50, late)]);
+    assert!(engine.is_idle());
+    engine.clear_cache();
+    assert_eq!(kv_bytes(&engine), 0);
+}
+
 #[test]
 fn tenants_do_not_share() {
     let mut engine = engine(100, config(64, 8));
@@ -594,15 +674,7 @@ fn a_higher_priority_runs_first() {
             ..request(&[2; 4], 5)
         })
         .unwrap();
-    let mut order = Vec::new();
-    while !engine.is_idle() {
-        for event in engine.step(0) {
-            if let Event::Finished { request, .. } = event {
-                order.push(request);
-            }
-        }
-    }
-    assert_eq!(order, [high, low]);
+    assert_eq!(order_of_ends(&mut engine, 0), [high, low]);
 }
 
 proptest! {

@@ -37,6 +37,7 @@ use crate::remote::RemoteLevel;
 use crate::table::BlockTable;
 
 mod attach;
+mod census;
 mod forecast;
 mod free;
 mod from_remote;
@@ -48,6 +49,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+pub use census::Census;
 pub use forecast::Forecast;
 
 /// Where the bytes of a cached block are; see the [module's description](self).

@@ -328,6 +328,11 @@ impl Sessions {
         Ok(session)
     }
 
+    /// All sessions that have not expired, whosever they are.
+    pub fn iter(&self, now_ms: u64) -> impl Iterator<Item = &Session> {
+        self.held.values().filter(move |s| !s.is_expired(now_ms))
+    }
+
     /// The sessions of a namespace that have not expired.
     pub fn list(&self, namespace: &Namespace, now_ms: u64) -> impl Iterator<Item = &Session> {
         let namespace = *namespace;

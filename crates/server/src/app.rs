@@ -1,13 +1,14 @@
 //! What all handlers share, and which path leads to which.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::Method;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{MethodRouter, delete, get, post, put};
+use neap_engine::{GrammarError, Grammars};
 use neap_memory::Budget;
 use neap_memory::pressure::watch::Watch;
 use neap_model::chat::ChatTemplate;
@@ -16,8 +17,9 @@ use serde_json::Value;
 
 use crate::auth::Keys;
 use crate::error::ApiError;
+use crate::openai::responses::Store;
 use crate::worker::Handle;
-use crate::{memory, openai, status, tokens};
+use crate::{memory, openai, sessions, status, tokens};
 
 /// The model that is served.
 pub struct ServedModel {
@@ -31,6 +33,37 @@ pub struct ServedModel {
     pub tokenizer: Tokenizer,
     /// Its chat template.
     pub template: ChatTemplate,
+    grammars: OnceLock<Result<Grammars, GrammarError>>,
+}
+
+impl ServedModel {
+    /// A model by the name `id`, loaded now, with a context of `context_tokens`.
+    #[must_use]
+    pub fn new(
+        id: impl Into<String>,
+        context_tokens: usize,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+    ) -> Self {
+        Self {
+            id: id.into(),
+            created: openai::now_s(),
+            context_tokens,
+            tokenizer,
+            template,
+            grammars: OnceLock::new(),
+        }
+    }
+
+    /// Grammars for its vocabulary, laid out when first asked for: it takes a moment.
+    pub(crate) fn grammars(&self) -> Result<&Grammars, ApiError> {
+        let grammars = self
+            .grammars
+            .get_or_init(|| Grammars::new(&self.tokenizer, &openai::tools::AS_TEXT));
+        grammars
+            .as_ref()
+            .map_err(|why| ApiError::invalid(format!("this model can follow no grammar: {why}")))
+    }
 }
 
 /// What all handlers share.
@@ -39,6 +72,8 @@ pub struct App {
     pub engine: Handle,
     pub keys: Keys,
     pub budget: Budget,
+    /// Responses that can be gone on from.
+    pub responses: Store,
     /// Sets the operator's limit where the pressure on the system is watched.
     pub pressure: Option<Watch>,
     pub max_body_bytes: usize,
@@ -69,27 +104,59 @@ impl App {
     }
 }
 
+/// A method, a path and what answers.
+type Route = (&'static str, &'static str, MethodRouter<Arc<App>>);
+
+/// All of them; `openapi.json` describes the same.
+fn routes() -> Vec<Route> {
+    vec![
+        ("get", "/", get(status::page)),
+        ("get", "/health", get(status::health)),
+        ("get", "/ready", get(status::ready)),
+        ("get", "/version", get(status::version)),
+        ("get", "/metrics", get(status::metrics)),
+        ("get", "/openapi.json", get(status::openapi)),
+        ("get", "/memory", get(memory::show)),
+        ("put", "/memory/budget", put(memory::set_budget)),
+        ("get", "/memory/sessions", get(sessions::list)),
+        ("delete", "/memory/sessions/{id}", delete(sessions::delete)),
+        ("post", "/memory/sessions/{id}/pin", post(sessions::pin)),
+        ("post", "/tokenize", post(tokens::tokenize)),
+        ("post", "/detokenize", post(tokens::detokenize)),
+        ("get", "/v1/models", get(openai::models::list)),
+        ("get", "/v1/models/{*id}", get(openai::models::one)),
+        ("post", "/v1/completions", post(openai::completions::handle)),
+        ("post", "/v1/chat/completions", post(openai::chat::handle)),
+        ("post", "/v1/responses", post(openai::responses::handle)),
+        ("get", "/v1/responses/{id}", get(openai::responses::show)),
+        (
+            "delete",
+            "/v1/responses/{id}",
+            delete(openai::responses::delete),
+        ),
+        ("post", "/v1/embeddings", post(no_embeddings)),
+    ]
+}
+
 /// All paths.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/", get(status::page))
-        .route("/health", get(status::health))
-        .route("/ready", get(status::ready))
-        .route("/version", get(status::version))
-        .route("/metrics", get(status::metrics))
-        .route("/memory", get(memory::show))
-        .route("/memory/budget", put(memory::set_budget))
-        .route("/tokenize", post(tokens::tokenize))
-        .route("/detokenize", post(tokens::detokenize))
-        .route("/v1/models", get(openai::models::list))
-        .route("/v1/models/{*id}", get(openai::models::one))
-        .route("/v1/completions", post(openai::completions::handle))
-        .route("/v1/chat/completions", post(openai::chat::handle))
+    let router = Router::new();
+    routes()
+        .into_iter()
+        .fold(router, |router, (_, path, answer)| {
+            router.route(path, answer)
+        })
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         // Bodies are read with a limit of our own, which answers in our own words.
         .layer(DefaultBodyLimit::disable())
         .with_state(app)
+}
+
+async fn no_embeddings() -> Response {
+    ApiError::not_found("embeddings are not served")
+        .with_code("unsupported_endpoint")
+        .into_response()
 }
 
 async fn unknown_path(request: Request) -> Response {
@@ -104,4 +171,29 @@ async fn unknown_method(method: Method, request: Request) -> Response {
     let mut error = ApiError::invalid(format!("{path} does not answer to {method}"));
     error.status = axum::http::StatusCode::METHOD_NOT_ALLOWED;
     error.into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_route_is_described_and_nothing_else() {
+        let described: Value = serde_json::from_str(status::OPENAPI).unwrap();
+        let paths = described["paths"].as_object().unwrap();
+        let described: BTreeSet<(String, String)> = paths
+            .iter()
+            .flat_map(|(path, methods)| {
+                let methods = methods.as_object().unwrap().keys();
+                methods.map(move |method| (method.clone(), path.clone()))
+            })
+            .collect();
+        let routes = routes().into_iter();
+        let routes: BTreeSet<(String, String)> = routes
+            .map(|(method, path, _)| (method.to_owned(), path.replace("{*", "{")))
+            .collect();
+        assert_eq!(routes, described);
+    }
 }

@@ -71,6 +71,17 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
     }
 
+    /// 408: the request's own deadline has passed.
+    pub fn too_late(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "timeout_error", message)
+            .with_code("deadline_exceeded")
+    }
+
+    /// 409.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "invalid_request_error", message)
+    }
+
     /// 413.
     pub fn too_large(limit: usize) -> Self {
         let message = format!("the body is larger than the {limit} bytes that are taken");

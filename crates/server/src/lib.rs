@@ -14,11 +14,14 @@ mod fields;
 mod memory;
 mod metrics;
 mod openai;
+mod reading;
 mod report;
 mod running;
+mod sessions;
 mod status;
 mod tokens;
 mod worker;
 
 pub use app::ServedModel;
+pub use reading::prompt_tokens_of;
 pub use running::{Options, Running, ServeError, run, start};

@@ -6,8 +6,9 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use neap_memory::cache::Census;
 use neap_memory::pressure::decide::Reason;
-use neap_memory::{Budget, ChargeKind};
+use neap_memory::{Budget, ChargeKind, Level};
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
@@ -15,6 +16,7 @@ use crate::auth::Peer;
 use crate::error::{ApiError, json_response};
 use crate::fields::{Fields, parse_size};
 use crate::metrics;
+use crate::report::Report;
 
 /// `GET /memory`.
 pub async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
@@ -81,6 +83,20 @@ async fn wait_for_limit(budget: &Budget, bytes: u64) {
     }
 }
 
+/// Cached blocks by level.
+fn levels(report: &Report) -> Vec<Value> {
+    let levels = Level::ALL.iter().zip(&report.levels);
+    let describe = |(level, census): (&Level, &Census)| {
+        json!({
+            "level": level.name(),
+            "blocks": census.blocks,
+            "in_use_blocks": census.in_use_blocks,
+            "charged_bytes": census.charged_bytes,
+        })
+    };
+    levels.map(describe).collect()
+}
+
 /// Everything that `/memory` tells.
 fn describe(app: &App) -> Value {
     let ledger = app.budget.snapshot();
@@ -120,9 +136,11 @@ fn describe(app: &App) -> Value {
         "kv_usage": metrics::kv_usage(&report, &app.budget),
         "cache": {
             "blocks": report.cached_blocks,
+            "levels": levels(&report),
             "freeable_bytes": report.freeable_bytes,
             "asked_tokens": cache.asked_tokens,
             "hot_hit_tokens": cache.hot_hit_tokens,
+            "lossy_hit_tokens": cache.lossy_hit_tokens,
             "packed_hit_tokens": cache.packed_hit_tokens,
             "disk_hit_tokens": cache.disk_hit_tokens,
             "packed_blocks": cache.packed_blocks,

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use neap_memory::{Budget, ChargeKind};
+use neap_memory::{Budget, ChargeKind, Level};
 
 use crate::report::Report;
 
@@ -86,6 +86,8 @@ pub struct Metrics {
     pub at_length: Counter,
     /// Requests whose client left.
     pub cancelled: Counter,
+    /// Requests whose deadline passed.
+    pub late: Counter,
     /// Requests that failed.
     pub failed: Counter,
     /// Calls that were not taken in.
@@ -167,6 +169,7 @@ fn requests(out: &mut Text, metrics: &Metrics, report: &Report) {
         ("stop", metrics.stopped.get()),
         ("length", metrics.at_length.get()),
         ("abort", metrics.cancelled.get()),
+        ("timeout", metrics.late.get()),
         ("error", metrics.failed.get()),
     ];
     let (name, help) = (
@@ -177,7 +180,7 @@ fn requests(out: &mut Text, metrics: &Metrics, report: &Report) {
     let name = "vllm:request_success_total";
     let done = finished
         .into_iter()
-        .filter(|(reason, _)| *reason != "error");
+        .filter(|(reason, _)| !matches!(*reason, "error" | "timeout"));
     out.labelled(name, "counter", help, "finished_reason", done);
     out.counter(
         &["neap_calls_refused_total"],
@@ -217,7 +220,10 @@ fn tokens(out: &mut Text, metrics: &Metrics, report: &Report) {
         metrics.recomputed_tokens.get(),
     );
     let cache = &report.cache;
-    let hits = cache.hot_hit_tokens + cache.packed_hit_tokens + cache.disk_hit_tokens;
+    let hits = cache.hot_hit_tokens
+        + cache.lossy_hit_tokens
+        + cache.packed_hit_tokens
+        + cache.disk_hit_tokens;
     out.counter(
         &[
             "neap_prefix_cache_queries_total",
@@ -236,6 +242,7 @@ fn tokens(out: &mut Text, metrics: &Metrics, report: &Report) {
     );
     let by_level = [
         ("hot", cache.hot_hit_tokens),
+        ("lossy", cache.lossy_hit_tokens),
         ("packed", cache.packed_hit_tokens),
         ("disk", cache.disk_hit_tokens),
     ];
@@ -299,6 +306,16 @@ fn memory(out: &mut Text, report: &Report, budget: &Budget) {
         "Part of the room for keys and values that running sequences hold (0 to 1).",
         kv_usage(report, budget),
     );
+    let by_level = || Level::ALL.iter().zip(&report.levels);
+    let blocks = by_level().map(|(level, census)| (level.name(), census.blocks));
+    let (name, help) = ("neap_level_blocks", "Cached blocks, by level.");
+    out.labelled(name, "gauge", help, "level", blocks);
+    let bytes = by_level().map(|(level, census)| (level.name(), census.charged_bytes));
+    let (name, help) = (
+        "neap_level_bytes",
+        "Bytes of RAM that cached blocks are charged, by level.",
+    );
+    out.labelled(name, "gauge", help, "level", bytes);
     out.gauge(
         &["neap_cached_blocks"],
         "Blocks that the prefix cache knows.",

@@ -1,9 +1,9 @@
 //! The engine's figures, as they are published for readers on other threads.
 
 use neap_engine::Engine;
-use neap_memory::PoolStats;
-use neap_memory::cache::CacheStats;
+use neap_memory::cache::{CacheStats, Census};
 use neap_memory::governor::{Action, LogEntry, Occasion};
+use neap_memory::{Level, PoolStats};
 use neap_model::decoder::Decoder;
 use serde_json::{Value, json};
 
@@ -21,6 +21,8 @@ pub struct Report {
     pub steps: u64,
     /// Counters of the prefix cache.
     pub cache: CacheStats,
+    /// Cached blocks by level, in the order of `Level::ALL`.
+    pub levels: [Census; Level::ALL.len()],
     /// Blocks in the prefix cache.
     pub cached_blocks: usize,
     /// Bytes that the cache could give up.
@@ -83,6 +85,7 @@ impl Report {
             waiting,
             steps: engine.steps(),
             cache: cache.stats(),
+            levels: cache.census(),
             cached_blocks: cache.len_blocks(),
             freeable_bytes: cache.freeable_bytes(),
             releasable_weight_bytes: engine.decoder().releasable_weight_bytes(),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use neap_engine::Engine;
 use neap_memory::pressure::watch::Watch;
+use neap_memory::session::Sessions;
 use neap_model::decoder::Decoder;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -16,6 +17,7 @@ use tokio::task::JoinHandle;
 use crate::app::{self, App, ServedModel};
 use crate::auth::Keys;
 use crate::connection;
+use crate::openai::responses::Store;
 use crate::worker::Handle;
 
 /// How the server is set up.
@@ -38,6 +40,8 @@ pub struct Options {
     pub admin_key: Option<String>,
     /// Watches the pressure on the system, if anything does.
     pub pressure: Option<Watch>,
+    /// Conversations on the disk level, if there is one.
+    pub sessions: Option<Sessions>,
     /// Time for running requests to finish when the server is asked to end.
     pub grace: Duration,
 }
@@ -54,6 +58,7 @@ impl Default for Options {
             api_keys: Vec::new(),
             admin_key: None,
             pressure: None,
+            sessions: None,
             grace: Duration::from_secs(30),
         }
     }
@@ -103,8 +108,9 @@ pub async fn start<D: Decoder + Send + 'static>(
     let budget = engine.budget().clone();
     let app = Arc::new(App {
         model,
-        engine: Handle::spawn(engine, options.max_active)?,
+        engine: Handle::spawn(engine, options.max_active, options.sessions)?,
         keys: Keys::new(&options.api_keys, options.admin_key.as_deref()),
+        responses: Store::new(&budget),
         budget,
         pressure: options.pressure,
         max_body_bytes: options.max_body_bytes,

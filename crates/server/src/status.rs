@@ -14,7 +14,7 @@ use crate::metrics;
 
 /// `GET /`: the page.
 pub async fn page() -> Response {
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+    let policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
                   connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
@@ -48,6 +48,19 @@ pub async fn version() -> Response {
         StatusCode::OK,
         &json!({"name": "neap", "version": env!("CARGO_PKG_VERSION")}),
     )
+}
+
+/// The API's description; its version is put in when it is asked for.
+pub const OPENAPI: &str = include_str!("openapi.json");
+
+/// `GET /openapi.json`.
+pub async fn openapi() -> Response {
+    let text = OPENAPI.replacen(
+        "\"VERSION\"",
+        concat!("\"", env!("CARGO_PKG_VERSION"), "\""),
+        1,
+    );
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 /// `GET /metrics`: Prometheus' text.

@@ -27,7 +27,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<R
         let Some(text) = text else {
             let messages = chat::messages(&fields)
                 .map_err(|_| fields.wrong("prompt", "a string, or `messages` a list"))?;
-            return chat::prompt_tokens(&shared, &messages);
+            return chat::prompt_tokens(&shared.model, &messages, Vec::new());
         };
         let options = EncodeOptions {
             add_bos: fields.value("add_special_tokens").is_none()

@@ -8,12 +8,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use neap_engine::{Engine, Event, FinishReason, Request, RequestId};
+use neap_memory::session::Sessions;
 use neap_model::decoder::Decoder;
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::ApiError;
 use crate::metrics::Metrics;
+use crate::openai::params::SessionWish;
 use crate::report::{Report, RunningRequest};
+use crate::sessions::{Ask, Keeper};
 
 /// Events that may wait for one call. A reader so far behind has left or will never catch up.
 const EVENTS_PER_CALL: usize = 4096;
@@ -30,6 +34,8 @@ pub type Indexed = (usize, Event);
 /// Requests that belong together: all are taken in, or none.
 struct Call {
     requests: Vec<Request>,
+    /// The conversation that the first of them goes on with.
+    session: Option<SessionWish>,
     events: mpsc::Sender<Indexed>,
     reply: oneshot::Sender<Result<(), ApiError>>,
     arrived: Instant,
@@ -37,6 +43,8 @@ struct Call {
 
 enum Message {
     Call(Call),
+    /// The admin asks about sessions.
+    Sessions(Ask, oneshot::Sender<Result<Value, ApiError>>),
     /// Publish figures now, then answer.
     Publish(oneshot::Sender<()>),
     /// Cancel everything and end.
@@ -76,13 +84,15 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Starts the thread. At most `max_active` requests are in the engine, running and waiting.
+    /// Starts the thread. At most `max_active` requests are in the engine, running and waiting. `kept` are the
+    /// sessions on disk.
     ///
     /// # Errors
     /// If the system has no thread to give.
     pub fn spawn<D: Decoder + Send + 'static>(
         engine: Engine<D>,
         max_active: usize,
+        kept: Option<Sessions>,
     ) -> std::io::Result<Self> {
         let (messages, inbox) = sync_channel(CALLS_IN_FLIGHT);
         let shared = Arc::new(Shared::default());
@@ -92,6 +102,7 @@ impl Handle {
             shared: Arc::clone(&shared),
             active: HashMap::new(),
             max_active,
+            keeper: Keeper::new(kept),
             published: Instant::now(),
         };
         worker.publish();
@@ -108,6 +119,7 @@ impl Handle {
     pub async fn submit(
         &self,
         requests: Vec<Request>,
+        session: Option<SessionWish>,
     ) -> Result<mpsc::Receiver<Indexed>, ApiError> {
         if self.shared.draining.load(Ordering::Relaxed) {
             return Err(ApiError::unavailable("the server is shutting down"));
@@ -116,6 +128,7 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         let call = Call {
             requests,
+            session,
             events,
             reply,
             arrived: Instant::now(),
@@ -128,6 +141,20 @@ impl Handle {
             })?;
         answer.await.map_err(|_| gone())??;
         Ok(receiver)
+    }
+
+    /// Asks the engine's thread about sessions.
+    ///
+    /// # Errors
+    /// What to tell the admin.
+    pub async fn ask(&self, ask: Ask) -> Result<Value, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.messages.try_send(Message::Sessions(ask, reply));
+        sent.map_err(|why| match why {
+            TrySendError::Full(_) => ApiError::busy(),
+            TrySendError::Disconnected(_) => gone(),
+        })?;
+        answer.await.map_err(|_| gone())?
     }
 
     /// Has the figures published; waits for it, but not for long.
@@ -162,6 +189,14 @@ struct Active {
     last_token: Option<Instant>,
     prompt_tokens: usize,
     new_tokens: usize,
+    turn: Option<Turn>,
+}
+
+/// What a conversation with a name has come to.
+struct Turn {
+    wish: SessionWish,
+    tenant: String,
+    tokens: Vec<u32>,
 }
 
 struct Worker<D> {
@@ -170,6 +205,7 @@ struct Worker<D> {
     shared: Arc<Shared>,
     active: HashMap<RequestId, Active>,
     max_active: usize,
+    keeper: Keeper,
     published: Instant,
 }
 
@@ -195,12 +231,17 @@ impl<D: Decoder> Worker<D> {
             }
             let events = self.engine.step(clock_ms());
             self.deliver(events);
+            let is_idle = self.engine.is_idle();
+            self.keeper
+                .save_some(self.engine.cache_mut(), is_idle, clock_ms());
             if self.engine.is_idle() || self.published.elapsed() >= PUBLISH_EVERY {
                 self.publish();
                 self.published = Instant::now();
             }
         }
         self.cancel_all();
+        self.keeper
+            .save_some(self.engine.cache_mut(), true, clock_ms());
         // With a disk level, what the cache holds is found again after a restart.
         self.engine.clear_cache();
         self.publish();
@@ -220,6 +261,10 @@ impl<D: Decoder> Worker<D> {
         while let Some(message) = next {
             match message {
                 Message::Call(call) => self.admit(call),
+                Message::Sessions(ask, reply) => {
+                    let cache = self.engine.cache_mut();
+                    let _ = reply.send(self.keeper.answer(ask, cache, clock_ms()));
+                }
                 Message::Publish(reply) => {
                     self.publish();
                     let _ = reply.send(());
@@ -244,27 +289,38 @@ impl<D: Decoder> Worker<D> {
         if self.active.len() + call.requests.len() > self.max_active {
             return Err(ApiError::busy());
         }
+        if let (Some(wish), Some(first)) = (&call.session, call.requests.first()) {
+            let namespace = self.engine.namespace(&first.tenant, None);
+            let cache = self.engine.cache_mut();
+            self.keeper.begin(&namespace, &wish.name, cache, clock_ms());
+        }
         let mut ids = Vec::with_capacity(call.requests.len());
         for (index, request) in call.requests.iter().enumerate() {
-            let prompt_tokens = request.prompt.len();
             match self.engine.submit(request.clone()) {
-                Ok(id) => ids.push((id, index, prompt_tokens)),
+                Ok(id) => ids.push((id, index)),
                 Err(why) => {
-                    for (id, ..) in ids {
+                    for (id, _) in ids {
                         self.engine.cancel(id);
                     }
                     return Err(why.into());
                 }
             }
         }
-        for (id, index, prompt_tokens) in ids {
+        for (id, index) in ids {
+            let request = &call.requests[index];
+            let session = call.session.clone().filter(|_| index == 0);
             let active = Active {
                 index,
                 events: call.events.clone(),
                 arrived: call.arrived,
                 last_token: None,
-                prompt_tokens,
+                prompt_tokens: request.prompt.len(),
                 new_tokens: 0,
+                turn: session.map(|wish| Turn {
+                    wish,
+                    tenant: request.tenant.clone(),
+                    tokens: request.prompt.clone(),
+                }),
             };
             self.active.insert(id, active);
         }
@@ -312,13 +368,20 @@ impl<D: Decoder> Worker<D> {
             };
             let finished = matches!(event, Event::Finished { .. });
             measure(&self.shared.metrics, active, &event, now);
+            if let (Some(turn), Event::Token { id, .. }) = (&mut active.turn, &event) {
+                turn.tokens.push(*id);
+            }
             if let Err(mpsc::error::TrySendError::Full(_)) =
                 active.events.try_send((active.index, event))
             {
                 too_slow.push(id);
             }
             if finished {
-                self.active.remove(&id);
+                let turn = self.active.remove(&id).and_then(|active| active.turn);
+                if let Some(turn) = turn {
+                    let whose = (self.engine.namespace(&turn.tenant, None), turn.tenant);
+                    self.keeper.turn(whose, turn.wish, turn.tokens, clock_ms());
+                }
             }
         }
         for id in too_slow {
@@ -366,10 +429,15 @@ fn measure(metrics: &Metrics, active: &mut Active, event: &Event, now: Instant) 
                 .add(usage.recomputed_tokens as u64);
             metrics.whole_request.observe(now - active.arrived);
             match reason {
-                FinishReason::EndOfText(_) | FinishReason::StopString(_) => &metrics.stopped,
+                FinishReason::EndOfText(_)
+                | FinishReason::StopString(_)
+                | FinishReason::GrammarComplete => &metrics.stopped,
                 FinishReason::Length | FinishReason::ContextFull => &metrics.at_length,
                 FinishReason::Cancelled => &metrics.cancelled,
-                FinishReason::OutOfBudget { .. } | FinishReason::Failed(_) => &metrics.failed,
+                FinishReason::DeadlineExceeded => &metrics.late,
+                FinishReason::OutOfBudget { .. }
+                | FinishReason::GrammarFailed(_)
+                | FinishReason::Failed(_) => &metrics.failed,
             }
             .add(1);
         }
@@ -377,7 +445,7 @@ fn measure(metrics: &Metrics, active: &mut Active, event: &Event, now: Instant) 
 }
 
 /// Milliseconds since 1970 when the program first asked, going on steadily from there.
-fn clock_ms() -> u64 {
+pub fn clock_ms() -> u64 {
     static START: OnceLock<(u64, Instant)> = OnceLock::new();
     let (wall_ms, start) = START.get_or_init(|| {
         let since_1970 = SystemTime::now()

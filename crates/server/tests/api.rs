@@ -207,6 +207,7 @@ async fn refused(path: &str, body: Value, status: u16, param: Option<&str>, code
 async fn a_wrong_chat_is_refused_in_openais_words() {
     let hot = with(greedy("x", 1), json!({"temperature": "hot"}));
     let tools = with(greedy("x", 1), json!({"tools": [{}]}));
+    let functions = with(greedy("x", 1), json!({"functions": [{"name": "f"}]}));
     let bias = with(greedy("x", 1), json!({"logit_bias": {"99999999": 1}}));
     let other = with(greedy("x", 1), json!({"model": "huge"}));
     let number = json!({"messages": [{"role": "user", "content": 5}]});
@@ -214,14 +215,9 @@ async fn a_wrong_chat_is_refused_in_openais_words() {
     refused(CHAT, json!({}), 400, Some("messages"), None).await;
     refused(CHAT, number, 400, Some("messages[0].content"), None).await;
     refused(CHAT, hot, 400, Some("temperature"), None).await;
-    refused(
-        CHAT,
-        tools,
-        400,
-        Some("tools"),
-        Some("unsupported_parameter"),
-    )
-    .await;
+    refused(CHAT, tools, 400, Some("tools[0].type"), None).await;
+    let code = Some("unsupported_parameter");
+    refused(CHAT, functions, 400, Some("functions"), code).await;
     refused(CHAT, bias, 400, Some("logit_bias"), None).await;
     refused(CHAT, other, 404, Some("model"), Some("model_not_found")).await;
     let large = greedy(&"x".repeat(65 << 10), 1);

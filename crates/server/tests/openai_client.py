@@ -6,6 +6,7 @@
 
 Skips with a message where the package is not installed.
 """
+import json
 import sys
 
 try:
@@ -83,7 +84,6 @@ def stop():
 
 def bias():
     token = chat(logprobs=True).choices[0].logprobs.content[0]
-    import json
     import urllib.request
 
     request = urllib.request.Request(
@@ -127,13 +127,158 @@ def errors():
     refused(openai.BadRequestError, "context_length_exceeded", "messages", messages=long)
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "size": {"enum": ["small", "large"]},
+        "parts": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "maxItems": 3},
+    },
+    "required": ["name", "size", "parts"],
+    "additionalProperties": False,
+}
+WEATHER = {
+    "name": "get_weather",
+    "description": "The weather of a city",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}, "unit": {"enum": ["C", "F"]}},
+        "required": ["city", "unit"],
+        "additionalProperties": False,
+    },
+}
+TOOLS = [{"type": "function", "function": WEATHER}]
+
+
+def fits(text):
+    value = json.loads(text)
+    assert set(value) == {"name", "size", "parts"} and len(value["name"]) <= 12
+    assert value["size"] in ("small", "large") and len(value["parts"]) <= 3
+
+
+def schema():
+    form = {"type": "json_schema", "json_schema": {"name": "thing", "strict": True, "schema": SCHEMA}}
+    for seed in range(10):
+        done = chat(response_format=form, max_tokens=200, temperature=1, seed=seed).choices[0]
+        assert done.finish_reason == "stop", done
+        fits(done.message.content)
+    for seed in range(10):
+        done = chat(response_format={"type": "json_object"}, max_tokens=400, temperature=1, seed=seed).choices[0]
+        if done.finish_reason == "stop":
+            assert isinstance(json.loads(done.message.content), dict)
+    refused(
+        openai.BadRequestError,
+        "unsupported_grammar",
+        "response_format",
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "x", "strict": True, "schema": {"type": "nothing"}},
+        },
+    )
+
+
+def parsed():
+    import pydantic
+    from typing import Literal
+
+    class Thing(pydantic.BaseModel):
+        kind: Literal["red", "blue"]
+        count: Literal[1, 2, 3]
+
+    done = client.chat.completions.parse(
+        model=MODEL, messages=HELLO, response_format=Thing, max_tokens=100, temperature=0
+    )
+    assert done.choices[0].message.parsed.kind in ("red", "blue")
+
+
+def tools():
+    for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+        done = chat(tools=TOOLS, tool_choice=choice, parallel_tool_calls=False, max_tokens=200)
+        assert done.choices[0].finish_reason == "tool_calls", done
+        (call,) = done.choices[0].message.tool_calls
+        assert call.function.name == "get_weather"
+        whole = call.function.arguments
+        assert set(json.loads(whole)) == {"city", "unit"}
+    chunks = list(
+        chat(tools=TOOLS, tool_choice="required", parallel_tool_calls=False, max_tokens=200, stream=True)
+    )
+    deltas = [c.choices[0].delta for c in chunks if c.choices]
+    calls = [call for delta in deltas for call in delta.tool_calls or []]
+    assert calls[0].id and calls[0].function.name == "get_weather"
+    assert "".join(call.function.arguments or "" for call in calls) == whole
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "tool_calls"
+    talk = HELLO + [
+        done.choices[0].message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "rain"},
+    ]
+    assert chat(messages=talk, tools=TOOLS).choices[0].finish_reason in ("stop", "length", "tool_calls")
+    assert not chat(tools=TOOLS, tool_choice="none").choices[0].message.tool_calls
+
+
+def responses():
+    ask = {"model": MODEL, "max_output_tokens": 16, "temperature": 0}
+    first = client.responses.create(input="Hello, who are you?", instructions="Be brief.", **ask)
+    assert first.status in ("completed", "incomplete") and first.output_text
+    assert first.usage.total_tokens == first.usage.input_tokens + first.usage.output_tokens
+    second = client.responses.create(input="And then?", previous_response_id=first.id, **ask)
+    assert second.usage.input_tokens > first.usage.input_tokens
+    assert second.usage.input_tokens_details.cached_tokens > 0
+    assert client.responses.retrieve(first.id).output_text == first.output_text
+    client.responses.delete(first.id)
+    try:
+        client.responses.create(input="x", previous_response_id=first.id, **ask)
+        raise AssertionError("a response that is gone was gone on from")
+    except openai.BadRequestError as error:
+        assert error.param == "previous_response_id"
+
+
+def responses_stream():
+    ask = {"model": MODEL, "input": "Hello", "max_output_tokens": 16, "temperature": 0}
+    whole = client.responses.create(**ask).output_text
+    with client.responses.stream(**ask) as events:
+        text = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+        # The helper gathers what completes; an answer that was cut at its limit is not among it.
+    assert text == whole, (text, whole)
+
+
+def responses_forms():
+    ask = {"model": MODEL, "input": "Hello", "max_output_tokens": 200, "temperature": 1, "seed": 1}
+    extra = {"extra_body": {"seed": ask.pop("seed")}}
+    form = {"format": {"type": "json_schema", "name": "thing", "strict": True, "schema": SCHEMA}}
+    fits(client.responses.create(text=form, **ask, **extra).output_text)
+    tool = {"type": "function", "strict": True, **WEATHER}
+    done = client.responses.create(
+        tools=[tool], tool_choice="required", parallel_tool_calls=False, **ask, **extra
+    )
+    (call,) = done.output
+    assert call.type == "function_call" and set(json.loads(call.arguments)) == {"city", "unit"}
+    events = list(
+        client.responses.create(
+            tools=[tool], tool_choice="required", parallel_tool_calls=False, stream=True, **ask, **extra
+        )
+    )
+    deltas = [e.delta for e in events if e.type == "response.function_call_arguments.delta"]
+    assert json.loads("".join(deltas)) and events[-1].type == "response.completed"
+
+
+def named():
+    key = {"extra_body": {"prompt_cache_key": "client-test", "prompt_cache_retention": "in_memory"}}
+    chat(**key)
+    assert chat(**key).usage.prompt_tokens_details.cached_tokens > 0
+
+
+def deadline():
+    refused(openai.APIStatusError, "deadline_exceeded", None, max_tokens=2000, extra_body={"timeout": 0.001})
+
+
 def cancelled():
     events = chat(stream=True, max_tokens=200)
     next(iter(events))
     events.close()
 
 
-CHECKS = [models, answer, stream, stream_helper, choices, logprobs, stop, bias, completions, errors, cancelled]
+CHECKS = [models, answer, stream, stream_helper, choices, logprobs, stop, bias, completions, errors]
+CHECKS += [schema, parsed, tools, responses, responses_stream, responses_forms, named, deadline, cancelled]
 for check in CHECKS:
     check()
     print("ok", check.__name__)

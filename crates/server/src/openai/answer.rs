@@ -4,6 +4,7 @@ use neap_engine::{Event, FinishReason, TokenLogprob, Usage};
 use neap_model::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
+use super::calls::{CallReader, Piece};
 use super::{Generation, now_s, random};
 use crate::error::ApiError;
 
@@ -14,6 +15,8 @@ pub enum Shape {
     Chat,
     /// `text_completion`.
     Completion,
+    /// `response`, which has its own body.
+    Response,
 }
 
 /// What every body of one answer begins with.
@@ -31,6 +34,7 @@ impl Head {
         let prefix = match shape {
             Shape::Chat => "chatcmpl",
             Shape::Completion => "cmpl",
+            Shape::Response => "resp",
         };
         Self {
             shape,
@@ -46,6 +50,7 @@ impl Head {
             (Shape::Chat, false) => "chat.completion",
             (Shape::Chat, true) => "chat.completion.chunk",
             (Shape::Completion, _) => "text_completion",
+            (Shape::Response, _) => "response",
         };
         let mut body = Map::new();
         body.insert("id".into(), self.id.as_str().into());
@@ -57,17 +62,97 @@ impl Head {
     }
 }
 
+/// A function that the model calls.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// A name for this very call.
+    pub id: String,
+    /// The function's.
+    pub name: String,
+    /// JSON.
+    pub arguments: String,
+}
+
+impl Call {
+    /// A call that begins.
+    pub fn new(name: String) -> Self {
+        Self {
+            id: format!("call_{:016x}", random()),
+            name,
+            arguments: String::new(),
+        }
+    }
+
+    /// As chats have it.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "id": self.id,
+            "type": "function",
+            "function": {"name": self.name, "arguments": self.arguments},
+        })
+    }
+}
+
 /// One choice as far as it has come.
 #[derive(Default)]
-struct Choice {
-    text: String,
-    logprobs: Vec<Vec<TokenLogprob>>,
-    finish: Option<(&'static str, Usage)>,
+pub struct Choice {
+    /// What is said.
+    pub text: String,
+    /// What is called.
+    pub calls: Vec<Call>,
+    pub(super) reader: Option<CallReader>,
+    pub(super) logprobs: Vec<Vec<TokenLogprob>>,
+    /// How it ended, and what it took.
+    pub finish: Option<(&'static str, Usage)>,
+}
+
+impl Choice {
+    fn take_text(&mut self, text: &str) {
+        match &mut self.reader {
+            None => self.text.push_str(text),
+            Some(reader) => {
+                let pieces = reader.push(text);
+                pieces.into_iter().for_each(|piece| self.take_piece(piece));
+            }
+        }
+    }
+
+    fn take_piece(&mut self, piece: Piece) {
+        match piece {
+            Piece::Text(text) => self.text.push_str(&text),
+            Piece::Call(name) => self.calls.push(Call::new(name)),
+            Piece::Arguments(more) => {
+                if let Some(call) = self.calls.last_mut() {
+                    call.arguments.push_str(&more);
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, reason: FinishReason, usage: Usage) -> Result<(), ApiError> {
+        if let Some(piece) = self.reader.as_mut().and_then(CallReader::finish) {
+            self.take_piece(piece);
+        }
+        self.finish = Some((finish_reason(reason, !self.calls.is_empty())?, usage));
+        Ok(())
+    }
+
+    fn message(&self) -> Value {
+        let mut message = json!({"role": "assistant", "content": self.text, "refusal": null});
+        if !self.calls.is_empty() {
+            message["tool_calls"] = self.calls.iter().map(Call::to_json).collect();
+            if self.text.is_empty() {
+                message["content"] = Value::Null;
+            }
+        }
+        message
+    }
 }
 
 /// A whole answer as far as it has come.
 pub struct Answer {
-    choices: Vec<Choice>,
+    /// In the order of their index.
+    pub choices: Vec<Choice>,
     n: usize,
     wants_logprobs: bool,
 }
@@ -78,6 +163,7 @@ impl Answer {
         let n = generation.params.n;
         let choice = |index: usize| Choice {
             text: generation.echo.get(index / n).cloned().unwrap_or_default(),
+            reader: generation.calls.map(CallReader::new),
             ..Choice::default()
         };
         Self {
@@ -92,10 +178,11 @@ impl Answer {
         let choice = &mut self.choices[index];
         match event {
             Event::Token { text, logprobs, .. } => {
-                choice.text.push_str(&text);
+                choice.take_text(&text);
                 if self.wants_logprobs {
                     choice.logprobs.push(logprobs);
                 }
+                Ok(())
             }
             Event::Finished {
                 reason,
@@ -103,11 +190,10 @@ impl Answer {
                 usage,
                 ..
             } => {
-                choice.text.push_str(&text);
-                choice.finish = Some((finish_reason(reason)?, usage));
+                choice.take_text(&text);
+                choice.end(reason, usage)
             }
         }
-        Ok(())
     }
 
     /// Every choice has ended.
@@ -127,11 +213,11 @@ impl Answer {
             match head.shape {
                 Shape::Chat => json!({
                     "index": index,
-                    "message": {"role": "assistant", "content": choice.text, "refusal": null},
+                    "message": choice.message(),
                     "logprobs": logprobs,
                     "finish_reason": finish,
                 }),
-                Shape::Completion => json!({
+                Shape::Completion | Shape::Response => json!({
                     "index": index,
                     "text": choice.text,
                     "logprobs": logprobs,
@@ -165,10 +251,16 @@ pub fn usage_json(usages: &[Usage], n: usize) -> Value {
 }
 
 /// The API's name for how a generation ended, or the error that it ended with.
-pub fn finish_reason(reason: FinishReason) -> Result<&'static str, ApiError> {
+pub fn finish_reason(reason: FinishReason, has_calls: bool) -> Result<&'static str, ApiError> {
     match reason {
-        FinishReason::EndOfText(_) | FinishReason::StopString(_) => Ok("stop"),
+        FinishReason::EndOfText(_)
+        | FinishReason::StopString(_)
+        | FinishReason::GrammarComplete => Ok(if has_calls { "tool_calls" } else { "stop" }),
         FinishReason::Length | FinishReason::ContextFull => Ok("length"),
+        FinishReason::GrammarFailed(_) => {
+            Err(ApiError::invalid(reason.to_string()).with_code("grammar_too_complex"))
+        }
+        FinishReason::DeadlineExceeded => Err(ApiError::too_late(reason.to_string())),
         FinishReason::Cancelled => Err(ApiError::unavailable("the request was cancelled")),
         FinishReason::OutOfBudget { .. } => {
             Err(ApiError::unavailable(reason.to_string()).with_code("out_of_memory_budget"))
@@ -198,7 +290,7 @@ pub fn logprobs_json(
             });
             json!({"content": content.collect::<Vec<_>>(), "refusal": null})
         }
-        Shape::Completion => {
+        Shape::Completion | Shape::Response => {
             let (mut texts, mut own_logprobs, mut tops, mut offsets) =
                 (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             for (own, top) in tokens.iter().filter_map(|of| of.split_first()) {

@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
+use neap_engine::Grammar;
 use neap_model::chat::{ChatMessage, RenderOptions};
 use neap_model::tokenizer::EncodeOptions;
 use serde_json::{Map, Value};
 
 use super::answer::Shape;
+use super::format::Format;
 use super::params::{Params, refuse_unsupported};
-use super::{Generation, blocking, respond};
-use crate::app::App;
+use super::tools::{self, Style, Tools};
+use super::{Caller, Generation, blocking, compile, respond};
+use crate::app::{App, ServedModel};
 use crate::auth::Peer;
 use crate::error::ApiError;
 use crate::fields::Fields;
@@ -21,18 +24,25 @@ const MAX_TOP_LOGPROBS: u64 = 20;
 
 /// `POST /v1/chat/completions`.
 pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let tenant = app.keys.tenant(request.headers())?;
+    let caller = Caller::of(&app, request.headers())?;
     let peer = request.extensions().get::<Peer>().cloned();
     let body = app.read_json(request).await?;
     let shared = Arc::clone(&app);
-    let generation = blocking(move || read(&shared, &body, tenant)).await?;
+    let generation = blocking(move || read(&shared.model, &body, caller)).await?;
     respond(app, generation, peer).await
 }
 
-fn read(app: &App, body: &Value, tenant: String) -> Result<Generation, ApiError> {
+/// What a body asks for.
+///
+/// # Errors
+/// What is wrong with it, by name.
+pub fn read(model: &ServedModel, body: &Value, caller: Caller) -> Result<Generation, ApiError> {
     let fields = Fields::of(body)?;
-    let params = Params::read(&fields, &app.model.id)?;
-    refuse_unsupported(&fields)?;
+    let params = Params::read(&fields, &model.id)?;
+    refuse_unsupported(
+        &fields,
+        &["functions", "function_call", "audio", "web_search_options"],
+    )?;
     let top = fields.integer("top_logprobs", 0..=MAX_TOP_LOGPROBS)?;
     let top_logprobs = match (fields.flag("logprobs")?, top) {
         (true, top) => Some(top.unwrap_or(0) as usize),
@@ -40,14 +50,68 @@ fn read(app: &App, body: &Value, tenant: String) -> Result<Generation, ApiError>
         (false, Some(_)) => return Err(fields.wrong("top_logprobs", "left out without `logprobs`")),
     };
     let messages = messages(&fields)?;
+    let format = Format::read(&fields, "response_format")?;
+    let wishes = Wishes::read(model, &fields, &format, "response_format")?;
     Ok(Generation {
         shape: Shape::Chat,
         params,
-        prompts: vec![prompt_tokens(app, &messages)?],
+        prompts: vec![wishes.prompt(model, messages)?],
         top_logprobs,
         echo: Vec::new(),
-        tenant,
+        caller,
+        calls: wishes.tools.as_ref().map(Tools::style),
+        grammar: wishes.grammar,
     })
+}
+
+/// What an answer may be besides text.
+pub struct Wishes {
+    pub tools: Option<Tools>,
+    pub grammar: Option<Grammar>,
+}
+
+impl Wishes {
+    /// Reads the tools, and makes the grammar of answers; `format_name` is the field that `format` came from.
+    pub fn read(
+        model: &ServedModel,
+        fields: &Fields<'_>,
+        format: &Format,
+        format_name: &str,
+    ) -> Result<Self, ApiError> {
+        let tools = Tools::read(fields, Style::of(&model.template))?;
+        let has_form = *format != Format::Text;
+        if has_form && tools.as_ref().is_some_and(|t| !t.allows_form()) {
+            let message = "with this model, an answer has either a form or may call functions as it likes: \
+                           leave one out, or set `tool_choice` to \"required\" or \"none\"";
+            let error = ApiError::field(format_name, message);
+            return Err(error.with_code("unsupported_parameter"));
+        }
+        let grammar = match &tools {
+            Some(tools) => Some(compile(model, &tools.grammar(format), "tools")?),
+            None => format
+                .grammar()
+                .map(|lark| compile(model, &lark, format_name))
+                .transpose()?,
+        };
+        Ok(Self { tools, grammar })
+    }
+
+    /// The conversation as the model reads it.
+    pub fn prompt(
+        &self,
+        model: &ServedModel,
+        mut messages: Vec<ChatMessage>,
+    ) -> Result<Vec<u32>, ApiError> {
+        tools::rewrite_history(&mut messages, Style::of(&model.template));
+        let told = match &self.tools {
+            Some(tools) => {
+                tools.introduce(&mut messages);
+                tools.for_template()
+            }
+            None => Vec::new(),
+        };
+        prompt_tokens(model, &messages, told)
+    }
 }
 
 /// The conversation.
@@ -90,9 +154,9 @@ fn message((index, value): (usize, &Value)) -> Result<ChatMessage, ApiError> {
     Ok(message)
 }
 
-fn text_part(part: &Value) -> Option<&str> {
+pub fn text_part(part: &Value) -> Option<&str> {
     match part.get("type")?.as_str()? {
-        "text" | "input_text" => part.get("text")?.as_str(),
+        "text" | "input_text" | "output_text" => part.get("text")?.as_str(),
         _ => None,
     }
 }
@@ -105,14 +169,18 @@ fn other_fields(map: &Map<String, Value>) -> Map<String, Value> {
 }
 
 /// The conversation as the model reads it.
-pub fn prompt_tokens(app: &App, messages: &[ChatMessage]) -> Result<Vec<u32>, ApiError> {
+pub fn prompt_tokens(
+    model: &ServedModel,
+    messages: &[ChatMessage],
+    tools: Vec<Value>,
+) -> Result<Vec<u32>, ApiError> {
     let options = RenderOptions {
         add_generation_prompt: true,
+        tools,
         ..RenderOptions::default()
     };
     let refuse = |why: String| ApiError::field("messages", why);
-    let prompt = app
-        .model
+    let prompt = model
         .template
         .render(messages, &options)
         .map_err(|why| refuse(why.to_string()))?;
@@ -120,7 +188,7 @@ pub fn prompt_tokens(app: &App, messages: &[ChatMessage]) -> Result<Vec<u32>, Ap
         add_bos: true,
         parse_special: true,
     };
-    app.model
+    model
         .tokenizer
         .encode(&prompt, options)
         .map_err(|why| refuse(why.to_string()))

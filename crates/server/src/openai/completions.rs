@@ -8,9 +8,10 @@ use neap_model::tokenizer::{DetokenizeOptions, EncodeOptions, Tokenizer};
 use serde_json::Value;
 
 use super::answer::Shape;
+use super::format::Format;
 use super::params::{Params, refuse_unsupported};
-use super::{Generation, blocking, respond};
-use crate::app::App;
+use super::{Caller, Generation, blocking, compile, respond};
+use crate::app::{App, ServedModel};
 use crate::auth::Peer;
 use crate::error::ApiError;
 use crate::fields::{Fields, token_ids};
@@ -24,19 +25,28 @@ const MAX_LOGPROBS: u64 = 20;
 
 /// `POST /v1/completions`.
 pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let tenant = app.keys.tenant(request.headers())?;
+    let caller = Caller::of(&app, request.headers())?;
     let peer = request.extensions().get::<Peer>().cloned();
     let body = app.read_json(request).await?;
     let shared = Arc::clone(&app);
-    let generation = blocking(move || read(&shared, &body, tenant)).await?;
+    let generation = blocking(move || read(&shared.model, &body, caller)).await?;
     respond(app, generation, peer).await
 }
 
-fn read(app: &App, body: &Value, tenant: String) -> Result<Generation, ApiError> {
+/// What a body asks for.
+///
+/// # Errors
+/// What is wrong with it, by name.
+pub fn read(model: &ServedModel, body: &Value, caller: Caller) -> Result<Generation, ApiError> {
     let fields = Fields::of(body)?;
-    let mut params = Params::read(&fields, &app.model.id)?;
+    let mut params = Params::read(&fields, &model.id)?;
     params.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
-    refuse_unsupported(&fields)?;
+    refuse_unsupported(&fields, &["tools", "functions"])?;
+    let format = Format::read(&fields, "response_format")?;
+    let grammar = format
+        .grammar()
+        .map(|lark| compile(model, &lark, "response_format"))
+        .transpose()?;
     if fields.string("suffix")?.is_some_and(|s| !s.is_empty()) {
         return Err(fields.wrong("suffix", "left out: it is not supported"));
     }
@@ -44,11 +54,11 @@ fn read(app: &App, body: &Value, tenant: String) -> Result<Generation, ApiError>
     if best_of.is_some_and(|b| b != params.n as u64) {
         return Err(fields.wrong("best_of", "left out or equal to `n`"));
     }
-    let prompts = prompts(&fields, &app.model.tokenizer)?;
+    let prompts = prompts(&fields, &model.tokenizer)?;
     let echo = if fields.flag("echo")? {
         let options = DetokenizeOptions::default();
         let texts = prompts.iter();
-        let decode = |p: &Vec<u32>| app.model.tokenizer.decode(p, options);
+        let decode = |p: &Vec<u32>| model.tokenizer.decode(p, options);
         texts.map(decode).collect()
     } else {
         Vec::new()
@@ -61,7 +71,9 @@ fn read(app: &App, body: &Value, tenant: String) -> Result<Generation, ApiError>
             .integer("logprobs", 0..=MAX_LOGPROBS)?
             .map(|top| top as usize),
         echo,
-        tenant,
+        caller,
+        grammar,
+        calls: None,
     })
 }
 

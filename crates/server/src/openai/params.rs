@@ -1,5 +1,7 @@
 //! The fields that chat and plain completions share.
 
+use std::time::Duration;
+
 use neap_engine::SamplingParams;
 use serde_json::Value;
 
@@ -12,6 +14,12 @@ const MAX_CHOICES: u64 = 16;
 /// Stop strings at most, and bytes of each.
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 1024;
+/// The longest deadline: a day.
+const MAX_TIMEOUT_S: f64 = 86_400.0;
+/// Priorities go so far up and down.
+const MAX_PRIORITY: i64 = 100;
+/// Longest `prompt_cache_key`.
+const MAX_SESSION_NAME_BYTES: usize = 512;
 /// Tokens with a bias at most.
 const MAX_BIASES: usize = 4096;
 
@@ -24,6 +32,23 @@ pub struct Params {
     pub max_tokens: Option<usize>,
     pub stop: Vec<String>,
     pub sampling: SamplingParams,
+    /// Go on past the model's own end.
+    pub ignore_eos: bool,
+    /// From arrival until the request fails.
+    pub timeout: Option<Duration>,
+    /// The engine's: the greatest first.
+    pub priority: i32,
+    /// The session that the conversation belongs to.
+    pub session: Option<SessionWish>,
+}
+
+/// The conversation has a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionWish {
+    /// `prompt_cache_key`.
+    pub name: String,
+    /// Keep it on disk for so long, in milliseconds: `prompt_cache_retention`.
+    pub keep_ms: Option<u64>,
 }
 
 impl Params {
@@ -50,8 +75,68 @@ impl Params {
             max_tokens: max_tokens(fields)?,
             stop: stop(fields)?,
             sampling: sampling(fields)?,
+            ignore_eos: fields.flag("ignore_eos")?,
+            timeout: timeout(fields)?,
+            priority: priority(fields)?,
+            session: session(fields)?,
         })
     }
+}
+
+/// Seconds of a deadline, if they make sense.
+pub fn timeout_of(seconds: f64) -> Option<Duration> {
+    (0.001..=MAX_TIMEOUT_S)
+        .contains(&seconds)
+        .then(|| Duration::from_secs_f64(seconds))
+}
+
+fn timeout(fields: &Fields<'_>) -> Result<Option<Duration>, ApiError> {
+    let must = format!("a number of seconds from 0.001 to {MAX_TIMEOUT_S}");
+    let Some(value) = fields.value("timeout") else {
+        return Ok(None);
+    };
+    let timeout = value.as_f64().and_then(timeout_of);
+    timeout
+        .map(Some)
+        .ok_or_else(|| fields.wrong("timeout", &must))
+}
+
+/// As vLLM has it, the least goes first.
+fn priority(fields: &Fields<'_>) -> Result<i32, ApiError> {
+    let must = format!("a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}");
+    let Some(value) = fields.value("priority") else {
+        return Ok(0);
+    };
+    let priority = value.as_i64().filter(|p| p.abs() <= MAX_PRIORITY);
+    let priority = priority.and_then(|p| i32::try_from(-p).ok());
+    priority.ok_or_else(|| fields.wrong("priority", &must))
+}
+
+fn session(fields: &Fields<'_>) -> Result<Option<SessionWish>, ApiError> {
+    let keep_ms = match fields.string("prompt_cache_retention")? {
+        None | Some("in_memory" | "in-memory") => None,
+        Some("24h") => Some(24 * 3600 * 1000),
+        Some(_) => {
+            return Err(fields.wrong("prompt_cache_retention", "\"in_memory\" or \"24h\""));
+        }
+    };
+    let Some(name) = fields.string("prompt_cache_key")? else {
+        return match keep_ms {
+            None => Ok(None),
+            Some(_) => Err(fields.wrong(
+                "prompt_cache_retention",
+                "\"in_memory\" without `prompt_cache_key`, which names what is kept",
+            )),
+        };
+    };
+    if !(1..=MAX_SESSION_NAME_BYTES).contains(&name.len()) {
+        let must = format!("1 to {MAX_SESSION_NAME_BYTES} bytes long");
+        return Err(fields.wrong("prompt_cache_key", &must));
+    }
+    Ok(Some(SessionWish {
+        name: name.to_owned(),
+        keep_ms,
+    }))
 }
 
 fn max_tokens(fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {
@@ -140,21 +225,16 @@ fn logit_bias(fields: &Fields<'_>) -> Result<Vec<(u32, f32)>, ApiError> {
 }
 
 /// Refuses what would be ignored silently though it changes the answer.
-pub fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), ApiError> {
-    let refuse = |name: &str| {
-        let message = format!("`{name}` is not supported by this server yet: leave it out");
-        Err(ApiError::field(name, message).with_code("unsupported_parameter"))
-    };
-    if let Some(format) = fields.object("response_format", "response_format.")?
-        && format.string("type")? != Some("text")
-    {
-        return refuse("response_format");
-    }
-    for name in ["tools", "functions"] {
-        let given = fields.list(name)?.is_some_and(|tools| !tools.is_empty());
-        let is_off = fields.value("tool_choice").and_then(Value::as_str) == Some("none");
-        if given && !is_off {
-            return refuse(name);
+pub fn refuse_unsupported(fields: &Fields<'_>, names: &[&str]) -> Result<(), ApiError> {
+    for &name in names {
+        let is_off = match fields.value(name) {
+            None => true,
+            Some(Value::Array(list)) => list.is_empty(),
+            Some(value) => *value == Value::Bool(false) || value == "none",
+        };
+        if !is_off {
+            let message = format!("`{name}` is not supported by this server: leave it out");
+            return Err(ApiError::field(name, message).with_code("unsupported_parameter"));
         }
     }
     Ok(())
@@ -198,6 +278,19 @@ mod tests {
             ("logit_bias", json!({"logit_bias": {"1": 101}})),
             ("max_tokens", json!({"max_tokens": -1})),
             ("model", json!({"model": "other"})),
+            ("timeout", json!({"timeout": 0})),
+            ("timeout", json!({"timeout": "soon"})),
+            ("priority", json!({"priority": 101})),
+            ("priority", json!({"priority": 0.5})),
+            ("prompt_cache_key", json!({"prompt_cache_key": ""})),
+            (
+                "prompt_cache_retention",
+                json!({"prompt_cache_key": "a", "prompt_cache_retention": "7d"}),
+            ),
+            (
+                "prompt_cache_retention",
+                json!({"prompt_cache_retention": "24h"}),
+            ),
             ("stream_options", json!({"stream_options": {}})),
             (
                 "stream_options.include_usage",

@@ -3,11 +3,15 @@
 #![allow(dead_code, reason = "not every test file uses everything")]
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use neap_engine::{Engine, EngineConfig};
 use neap_memory::cache::{CacheOptions, KvCache};
+use neap_memory::disk::{Directory, DiskOptions, DiskStore};
+use neap_memory::session::Sessions;
 use neap_memory::{Budget, KvPool};
 use neap_model::chat::ChatTemplate;
 use neap_model::decoder::{Decoder, DecoderLimits, SequenceChunk, StepError};
@@ -81,6 +85,8 @@ pub struct Setup {
     pub step: Duration,
     pub parallel: usize,
     pub blocks: u64,
+    /// A folder for the disk level.
+    pub disk: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -93,6 +99,7 @@ impl Default for Setup {
             step: Duration::ZERO,
             parallel: 8,
             blocks: 1024,
+            disk: None,
         }
     }
 }
@@ -127,23 +134,54 @@ pub async fn serve(setup: Setup) -> Server {
         secret: [9; 32],
         ..EngineConfig::default()
     };
-    let cache = KvCache::new(&pool, CacheOptions::new(config.fingerprint)).unwrap();
+    let mut options = setup.options;
+    let disk = setup.disk.map(|folder| {
+        let storage = Directory::open(&folder).unwrap();
+        let limit = DiskOptions::with_limit(1 << 30);
+        Arc::new(DiskStore::open(Arc::new(storage), limit).unwrap())
+    });
+    options.sessions = disk
+        .as_ref()
+        .map(|disk| Sessions::open(disk, config.fingerprint, BLOCK_TOKENS));
+    let cache_options = CacheOptions {
+        disk,
+        ..CacheOptions::new(config.fingerprint)
+    };
+    let cache = KvCache::new(&pool, cache_options).unwrap();
     let fixed_bytes = budget.charged();
     budget.set_limit(fixed_bytes + setup.blocks * BLOCK_BYTES as u64);
-    let model = ServedModel {
-        id: "tiny".into(),
-        created: 1,
-        context_tokens: CONTEXT,
-        template: ChatTemplate::fallback(&tokenizer).unwrap(),
-        tokenizer: tokenizer.clone(),
-    };
+    let template = ChatTemplate::fallback(&tokenizer).unwrap();
+    let model = ServedModel::new("tiny", CONTEXT, tokenizer.clone(), template);
     let engine = Engine::new(decoder, Some(tokenizer), cache, config);
-    let running = start(engine, model, setup.options).await.unwrap();
+    let running = start(engine, model, options).await.unwrap();
     Server {
         address: running.address,
         running,
         budget,
         fixed_bytes,
+    }
+}
+
+/// A folder that is gone when this is.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "neap-server-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -184,14 +222,7 @@ impl Server {
 
     /// Sends a request and does not read the answer.
     pub async fn open(&self, method: &str, path: &str, head: &str, body: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n{head}\r\n{body}",
-            self.address,
-            body.len()
-        );
-        stream.write_all(request.as_bytes()).await.unwrap();
-        stream
+        open(self.address, method, path, head, body).await
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -200,6 +231,26 @@ impl Server {
 
     pub async fn post(&self, path: &str, body: Value) -> Answer {
         self.send("POST", path, "", &body.to_string()).await
+    }
+
+    /// The answers to all of these, sent at the same time.
+    pub async fn post_all(&self, path: &str, bodies: Vec<Value>) -> Vec<Value> {
+        let answers = bodies.into_iter().map(|body| {
+            let (address, path) = (self.address, path.to_owned());
+            tokio::spawn(async move {
+                let mut stream = open(address, "POST", &path, "", &body.to_string()).await;
+                let mut bytes = Vec::new();
+                stream.read_to_end(&mut bytes).await.unwrap();
+                let answer = parse(&bytes);
+                assert_eq!(answer.status, 200, "{}", answer.body);
+                answer.json()
+            })
+        });
+        let mut bodies = Vec::new();
+        for answer in answers.collect::<Vec<_>>() {
+            bodies.push(answer.await.unwrap());
+        }
+        bodies
     }
 
     /// What `/memory` says, once `wanted` holds of it.
@@ -213,6 +264,16 @@ impl Server {
         }
         panic!("not in time: {}", self.get("/memory").await.body);
     }
+}
+
+async fn open(address: SocketAddr, method: &str, path: &str, head: &str, body: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n{head}\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
 }
 
 pub fn parse(bytes: &[u8]) -> Answer {
