@@ -8,6 +8,10 @@ use neap_memory::{KvQuality, Level};
 
 use crate::bytes;
 
+mod serve;
+
+pub use serve::{BenchServeArgs, ServeArgs};
+
 /// Runs language models inside a memory budget.
 #[derive(Debug, Parser)]
 #[command(name = "neap", version, propagate_version = true)]
@@ -47,6 +51,23 @@ pub enum Command {
     /// Measure how good a model is at remembering and at guessing.
     #[command(subcommand)]
     Eval(EvalCommand),
+    /// Print what a shell needs to complete this command line.
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one for each command.
+    Man(ManArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell.
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// A folder for the pages, instead of standard output.
+    #[arg(long, value_name = "PATH")]
+    pub folder: Option<PathBuf>,
 }
 
 /// The model and what it may use.
@@ -245,57 +266,6 @@ pub struct ChatArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct ServeArgs {
-    /// Address to listen on; 0.0.0.0 for every machine that can reach this one.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
-    pub host: String,
-    /// Port to listen on; 0 takes a free one.
-    #[arg(short, long, value_name = "PORT", default_value_t = 8080)]
-    pub port: u16,
-    /// Sequences that run at once at most.
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub parallel: u32,
-    /// Requests that wait for their turn at most; more are refused with 429.
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    pub max_queue: u32,
-    /// A key that may use the API; cached prefixes of different keys are apart. May be repeated.
-    #[arg(long, value_name = "KEY")]
-    pub api_key: Vec<String>,
-    /// A file of keys that may use the API, one a line: other users of the machine can see a command line.
-    #[arg(long, value_name = "PATH")]
-    pub api_key_file: Option<PathBuf>,
-    /// The key for /memory and /memory/budget; without one, only this machine may.
-    #[arg(long, value_name = "KEY")]
-    pub admin_key: Option<String>,
-    /// Name of the model in the API; that of its file if left out.
-    #[arg(long, value_name = "NAME")]
-    pub model_name: Option<String>,
-    /// A folder for blocks of the prefix cache that RAM has no room for; they outlive a restart.
-    #[arg(long, value_name = "PATH")]
-    pub disk: Option<PathBuf>,
-    /// Disk space for --disk.
-    #[arg(long, value_name = "SIZE", value_parser = bytes::parse, default_value = "4GiB", requires = "disk")]
-    pub disk_limit: u64,
-    #[command(flatten)]
-    pub remote: RemoteArgs,
-    /// Size of a request's body at most.
-    #[arg(long, value_name = "SIZE", value_parser = bytes::parse, default_value = "8MiB")]
-    pub max_body: u64,
-    /// Cancel a stream whose client takes nothing for so long.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    pub slow_client: u64,
-    /// Time that a step should take at most: prompts are computed in smaller chunks where they must be. Shorter keeps
-    /// the pauses of running answers short, longer computes long prompts a little faster.
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 400, value_parser = clap::value_parser!(u64).range(1..))]
-    pub step_ms: u64,
-    /// Time for running requests to finish when the server is asked to end.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    pub grace: u64,
-    #[command(flatten)]
-    pub model: ModelArgs,
-}
-
-#[derive(Debug, Args)]
 pub struct InspectArgs {
     /// A GGUF file or a Hugging Face folder; the small model inside neap if left out.
     #[arg(value_name = "PATH")]
@@ -440,6 +410,10 @@ pub enum BenchCommand {
     Restore(BenchRestoreArgs),
     /// What the disk level writes and reads a second, beside dd with direct I/O on the same file system.
     Disk(BenchDiskArgs),
+    /// Load a server that speaks OpenAI's API, Neap's or another, and time its answers.
+    ///
+    /// Requests are sent when they are due, however slow the answers are. Goodput counts those that kept both goals.
+    Serve(serve::BenchServeArgs),
 }
 
 #[derive(Debug, Args)]

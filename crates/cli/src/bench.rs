@@ -4,6 +4,7 @@ mod disk;
 mod kernels;
 mod model;
 mod restore;
+mod serve;
 mod trace;
 
 pub use kernels::parse_format;
@@ -19,5 +20,6 @@ pub fn run(command: &BenchCommand) -> Result<(), Failure> {
         BenchCommand::Trace(args) => trace::run(args),
         BenchCommand::Restore(args) => restore::run(args),
         BenchCommand::Disk(args) => disk::run(args),
+        BenchCommand::Serve(args) => serve::run(args),
     }
 }

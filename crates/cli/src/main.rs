@@ -5,7 +5,9 @@ mod args;
 mod bench;
 mod bytes;
 mod chat;
+mod config;
 mod disk_speed;
+mod docs;
 mod eval;
 mod failure;
 mod generate;
@@ -25,12 +27,16 @@ mod sinker;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let args = match config::expand(std::env::args_os().collect(), &Cli::command()) {
+        Ok(args) => args,
+        Err(failure) => return failure.report(),
+    };
+    let cli = Cli::parse_from(args);
     tracing_subscriber::fmt()
         .with_max_level(cli.log)
         .with_writer(std::io::stderr)
@@ -43,6 +49,8 @@ fn main() -> ExitCode {
         Command::Eval(command) => eval::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Memory(command) => memory::run(command),
+        Command::Completions(args) => docs::completions(args),
+        Command::Man(args) => docs::man(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

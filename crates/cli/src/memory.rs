@@ -252,7 +252,7 @@ mod tests {
             assert!(table.contains(part), "{part:?} in\n{table}");
         }
         assert!(
-            !table.contains("failed") && !table.contains("io"),
+            !table.contains("failed") && !table.contains("\n  io "),
             "{table}"
         );
     }
