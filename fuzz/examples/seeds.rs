@@ -49,6 +49,48 @@ fn main() -> std::io::Result<()> {
             &folder(&tiny, scaled),
         )?;
     }
+    requests()
+}
+
+/// A body for each path, with what makes reading it most work.
+fn requests() -> std::io::Result<()> {
+    let schema = json!({
+        "type": "object", "additionalProperties": false, "required": ["a"],
+        "properties": {
+            "a": {"type": "string", "pattern": "^[a-z]+$", "maxLength": 9},
+            "b": {"anyOf": [{"type": "integer", "minimum": 1}, {"$ref": "#/$defs/c"}]},
+        },
+        "$defs": {"c": {"type": "array", "items": {"enum": ["x", null]}, "maxItems": 3}},
+    });
+    let function = json!({"name": "f", "parameters": {"type": "object", "properties": {"q": {"type": "string"}}}});
+    let call = json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"q\": \"x\"}"}});
+    let chat = json!({
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": "7"},
+        ],
+        "tools": [{"type": "function", "function": function}], "tool_choice": "auto", "n": 2,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}},
+    });
+    let completion = json!({
+        "prompt": ["a", "b"], "max_tokens": 5, "stop": ["x"], "logit_bias": {"5": -1}, "seed": 1,
+        "response_format": {"type": "json_schema", "json_schema": {"strict": true, "schema": schema}},
+    });
+    let response = json!({
+        "input": [
+            {"role": "user", "content": "hi"},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "7"},
+        ],
+        "instructions": "Be brief.", "store": false,
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": schema}},
+    });
+    for (which, body) in [chat, completion, response].iter().enumerate() {
+        let bytes = [&[which as u8], body.to_string().as_bytes()].concat();
+        write("request", &which.to_string(), &bytes)?;
+    }
     Ok(())
 }
 
