@@ -326,28 +326,37 @@ pub struct LogEntry {
     pub plan: Plan,
 }
 
+/// Steps that a log keeps at most, over all its entries: 40 bytes each.
+const LOGGED_STEPS: usize = 1 << 15;
+
 /// The latest decisions, with their figures.
 #[derive(Clone, Debug)]
 pub struct DecisionLog {
     entries: VecDeque<LogEntry>,
     room: usize,
+    steps: usize,
 }
 
 impl DecisionLog {
-    /// Keeps the latest `room` entries.
+    /// Keeps the latest `room` entries; fewer where their plans are long.
     #[must_use]
     pub fn new(room: usize) -> Self {
         Self {
             entries: VecDeque::new(),
             room: room.max(1),
+            steps: 0,
         }
     }
 
     /// Makes a plan and notes it.
     pub fn plan(&mut self, at_ms: u64, occasion: Occasion, situation: &Situation) -> Plan {
         let plan = plan(situation);
-        if self.entries.len() == self.room {
-            self.entries.pop_front();
+        self.steps += plan.steps.len();
+        while self.entries.len() == self.room || self.steps > LOGGED_STEPS {
+            let Some(oldest) = self.entries.pop_front() else {
+                break;
+            };
+            self.steps -= oldest.plan.steps.len();
         }
         self.entries.push_back(LogEntry {
             at_ms,

@@ -155,6 +155,16 @@ fn the_log_keeps_the_latest() {
     assert_eq!(log.entries().map(|e| e.at_ms).collect::<Vec<_>>(), [3, 4]);
 }
 
+#[test]
+fn long_plans_are_logged_in_smaller_number() {
+    let mut log = DecisionLog::new(100);
+    let blocks: Vec<_> = (0..10_000).map(block).collect();
+    let situation = situation(u64::MAX, blocks);
+    (0..9).for_each(|at| drop(log.plan(at, Occasion::Shrink, &situation)));
+    let kept: Vec<u64> = log.entries().map(|e| e.at_ms).collect();
+    assert_eq!(kept, [6, 7, 8]);
+}
+
 fn candidate() -> impl Strategy<Value = Candidate> {
     (0..3usize, 1..MIB, 0.0..10.0f64, any::<[bool; 4]>()).prop_map(
         |(level, bytes, uses_per_s, flags)| Candidate {

@@ -260,3 +260,28 @@ fn a_session_travels_to_another_tenant_and_damage_is_named() {
         .unwrap();
     assert_eq!(other.cached(&tenant("d"), &tokens), 10);
 }
+
+#[test]
+fn a_session_keeps_its_quality_and_is_not_taken_for_a_better_one() {
+    let mut world = World::new();
+    let small = tenant("a").with_quality(KvQuality::Small);
+    let tokens: Vec<u32> = (0..10).collect();
+    world.compute(&small, &tokens);
+    let keep = KeepOptions::default();
+    world
+        .sessions
+        .save(&mut world.cache, (&small, "s", &tokens), keep, 1)
+        .unwrap();
+    let mut file = Vec::new();
+    world.sessions.export(&small, "s", &mut file).unwrap();
+    // After a restart it is found in its own namespace only.
+    let mut world = World::open(world.storage.after_kill(), 1 << 20);
+    let found = |namespace| world.sessions.list(&namespace, 2).count();
+    assert_eq!((found(small), found(tenant("a"))), (1, 0));
+    let high = tenant("a").with_quality(KvQuality::High);
+    let refused = world.sessions.import(&high, &mut &file[..]).unwrap_err();
+    assert!(refused.to_string().contains("lower quality"), "{refused}");
+    let other = tenant("b").with_quality(KvQuality::Small);
+    assert_eq!(world.sessions.import(&other, &mut &file[..]).unwrap(), "s");
+    assert_eq!(world.cached(&other, &tokens), 10);
+}
