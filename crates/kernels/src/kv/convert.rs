@@ -338,45 +338,82 @@ struct Group4 {
     offset: f32,
 }
 
+/// How groups of `N` vectors are stored. One step is made for all of them before the next one, so that none waits for its
+/// own results.
 #[inline(always)]
-fn group_4<L: Lanes>(l: L, group: &[[f32; LANES]], tried: u8) -> Group4 {
-    let (mut low, mut high) = (l.load(&group[0]), l.load(&group[0]));
-    for i in 1..group.len() {
-        low = l.min(low, l.load(&group[i]));
-        high = l.max(high, l.load(&group[i]));
+fn groups_4<L: Lanes, const N: usize>(
+    l: L,
+    groups: [&[[f32; LANES]; N]; STRIP],
+    tried: u8,
+) -> [Group4; STRIP] {
+    let mut extremes = [(0.0, 0.0); STRIP];
+    for i in 0..STRIP {
+        let (mut low, mut high) = (l.load(&groups[i][0]), l.load(&groups[i][0]));
+        for line in 1..N {
+            low = l.min(low, l.load(&groups[i][line]));
+            high = l.max(high, l.load(&groups[i][line]));
+        }
+        let low = l.reduce_max(l.sub(l.splat(0.0), low));
+        extremes[i] = (-low, l.reduce_max(high));
     }
-    let low = -l.reduce_max(l.sub(l.splat(0.0), low));
-    let high = l.reduce_max(high);
+    // No branch depends on the errors: it could not be predicted.
+    let (mut best, mut least_errors) = ([0; STRIP], [f32::INFINITY; STRIP]);
+    for smaller in 0..tried {
+        let mut next = [Group4::default(); STRIP];
+        for i in 0..STRIP {
+            next[i] = group_4(extremes[i], smaller);
+        }
+        let mut errors = [0.0; STRIP];
+        for i in 0..STRIP {
+            errors[i] = error_4(l, next[i], groups[i]);
+        }
+        for i in 0..STRIP {
+            best[i] = if errors[i] < least_errors[i] {
+                smaller
+            } else {
+                best[i]
+            };
+            least_errors[i] = least_errors[i].min(errors[i]);
+        }
+    }
+    let mut stored = [Group4::default(); STRIP];
+    for i in 0..STRIP {
+        stored[i] = group_4(extremes[i], best[i]);
+    }
+    stored
+}
+
+/// A group of these extremes with the scale that covers it, or one so many steps smaller.
+#[inline(always)]
+fn group_4((low, high): (f32, f32), smaller: u8) -> Group4 {
     let covering = scale_code(((high - low) * (1.0 / MOST_4)).max(low.abs() * (1.0 / 112.0)));
+    let code = covering.saturating_sub(smaller);
+    let inverse = 1.0 / scale(code);
+    let middle = 0.5 * (low + high) * inverse - 0.5 * MOST_4;
     // Zero has a code of its own, so that it stays zero.
-    let offsets = if low <= 0.0 && high >= 0.0 {
+    let (least, most) = if low <= 0.0 && high >= 0.0 {
         (-MOST_4, 0.0)
     } else {
         (-127.0, 112.0)
     };
-    let (mut best, mut least_error) = (Group4::default(), f32::INFINITY);
-    for i in 0..tried {
-        let code = covering.saturating_sub(i);
-        let scale = scale(code);
-        let inverse = 1.0 / scale;
-        let middle = 0.5 * (low + high) * inverse - 0.5 * MOST_4;
-        let tried = Group4 {
-            scale: code,
-            inverse,
-            offset: middle.round_ties_even().clamp(offsets.0, offsets.1),
-        };
-        let mut errors = l.splat(0.0);
-        for i in 0..group.len() {
-            let number = l.add(codes_4(l, tried, &group[i]), l.splat(tried.offset));
-            let error = l.fnma(number, l.splat(scale), l.load(&group[i]));
-            errors = l.fma(error, error, errors);
-        }
-        let error = l.reduce_add(errors);
-        if error < least_error {
-            (best, least_error) = (tried, error);
-        }
+    Group4 {
+        scale: code,
+        inverse,
+        offset: middle.round_ties_even().clamp(least, most),
     }
-    best
+}
+
+/// The squared error of a group stored so.
+#[inline(always)]
+fn error_4<L: Lanes, const N: usize>(l: L, stored: Group4, group: &[[f32; LANES]; N]) -> f32 {
+    let (scale, offset) = (l.splat(scale(stored.scale)), l.splat(stored.offset));
+    let mut errors = l.splat(0.0);
+    for line in 0..N {
+        let number = l.add(codes_4(l, stored, &group[line]), offset);
+        let error = l.fnma(number, scale, l.load(&group[line]));
+        errors = l.fma(error, error, errors);
+    }
+    l.reduce_add(errors)
 }
 
 /// The codes of numbers.
@@ -447,9 +484,12 @@ fn write_keys_8<L: Lanes>(l: L, strip: &Strip, keys: &KeyStrip, tile: &mut [u8])
 #[inline(always)]
 fn write_keys_4<L: Lanes>(l: L, strip: &Strip, keys: &KeyStrip, tile: &mut [u8]) {
     let parts = Parts::int4(strip.head_dim);
-    let mut groups = [Group4::default(); STRIP];
+    let mut channels = [&keys[0]; STRIP];
+    for channel in 0..STRIP {
+        channels[channel] = &keys[channel];
+    }
+    let groups = groups_4(l, channels, KEY_SCALES_TRIED);
     for channel in 0..strip.count {
-        groups[channel] = group_4(l, &keys[channel], KEY_SCALES_TRIED);
         tile[parts.key_scales.start + strip.first + channel] = groups[channel].scale;
         tile[parts.key_offsets.start + strip.first + channel] = groups[channel].offset as i8 as u8;
     }
@@ -542,6 +582,20 @@ fn write_values_8<L: Lanes>(l: L, strip: &Strip, values: &ValueStrip, tile: &mut
     }
 }
 
+/// [`groups_4`] of the tokens' vectors from `line` on.
+#[inline(always)]
+fn value_groups_4<L: Lanes, const N: usize>(
+    l: L,
+    values: &ValueStrip,
+    line: usize,
+) -> [Group4; STRIP] {
+    let tokens = std::array::from_fn(|token| {
+        let lines: Option<&[[f32; LANES]; N]> = values[token][line..].first_chunk();
+        lines.expect("so many lines of a token")
+    });
+    groups_4(l, tokens, VALUE_SCALES_TRIED)
+}
+
 #[inline(always)]
 fn write_values_4<L: Lanes>(l: L, strip: &Strip, values: &ValueStrip, tile: &mut [u8]) {
     let parts = Parts::int4(strip.head_dim);
@@ -549,12 +603,15 @@ fn write_values_4<L: Lanes>(l: L, strip: &Strip, values: &ValueStrip, tile: &mut
     while line < strip.lines() {
         let lines = line..strip.lines().min(line + GROUP_LINES);
         let first = line / GROUP_LINES * BLOCK_TOKENS + strip.first;
-        let mut groups = [Group4::default(); STRIP];
+        let groups = match lines.len() {
+            1 => value_groups_4::<L, 1>(l, values, line),
+            2 => value_groups_4::<L, 2>(l, values, line),
+            3 => value_groups_4::<L, 3>(l, values, line),
+            _ => value_groups_4::<L, GROUP_LINES>(l, values, line),
+        };
         for token in 0..STRIP {
-            let group = group_4(l, &values[token][lines.clone()], VALUE_SCALES_TRIED);
-            groups[token] = group;
-            tile[parts.value_scales.start + first + token] = group.scale;
-            tile[parts.value_offsets.start + first + token] = group.offset as i8 as u8;
+            tile[parts.value_scales.start + first + token] = groups[token].scale;
+            tile[parts.value_offsets.start + first + token] = groups[token].offset as i8 as u8;
         }
         let codes = &mut tile[parts.values.clone()][strip.first / 2 * strip.head_dim..];
         let row = &mut codes[..QUAD * strip.head_dim];
