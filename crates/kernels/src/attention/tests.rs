@@ -256,10 +256,12 @@ fn assert_same_bits(found: &[f32], expected: &[f32], what: &str) {
 
 /// Values are about normal, so this is 3e-6 of one.
 const ERROR: f64 = 3e-6;
-/// The same where a block is quantized: there a probability is within 1 / 510 of the block's largest one.
-const QUANTIZED_ERROR: f64 = 2e-2;
-/// The root of the mean square then, rounding errors being independent.
-const QUANTIZED_MEAN_ERROR: f64 = 3e-3;
+/// The same where a block is quantized: there a probability is within 1 / 510 of the block's largest one (times the
+/// largest scale over its own). That makes an error of 0.003 a token at most usually, and errors are independent: this is
+/// more than twenty times what they add up to.
+const QUANTIZED_ERROR: f64 = 0.1;
+/// The root of the mean square of many, three times what it usually is.
+const QUANTIZED_MEAN_ERROR: f64 = 1e-2;
 
 impl Case {
     fn error(&self) -> f64 {
@@ -284,10 +286,12 @@ fn assert_within(bound: f64, found: &[f32], expected: &[f64]) {
     let squares = found.iter().zip(expected);
     let square: f64 = squares.map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
     let mean = (square / expected.len().max(1) as f64).sqrt();
-    assert!(
-        mean < bound.min(QUANTIZED_MEAN_ERROR),
-        "{mean:e} on average"
-    );
+    let most = if expected.len() > 1000 {
+        bound.min(QUANTIZED_MEAN_ERROR)
+    } else {
+        bound
+    };
+    assert!(mean < most, "{mean:e} on average");
 }
 
 fn cases() -> impl Strategy<Value = Case> {
