@@ -52,6 +52,17 @@ struct Worth {
     is_whole: bool,
 }
 
+/// What may be done with blocks besides letting go of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum May {
+    /// Everything: packing, quantizing, writing to disk.
+    Sink,
+    /// Writing to disk.
+    Spill,
+    /// Nothing.
+    Drop,
+}
+
 impl KvCache {
     /// Frees about `bytes` of cached blocks that no table uses: packs, spills or drops what is worth
     /// least. Returns the bytes really given back to the budget.
@@ -81,9 +92,9 @@ impl KvCache {
         let before = budget.charged();
         let freed = |budget: &Budget| before.saturating_sub(budget.charged());
         let mut running = Running::new(running);
-        // What the first round could not carry out (a full disk, a block that does not pack) the second
-        // lets go of.
-        for may_sink in [true, false] {
+        // What the first round could not carry out (a block that does not pack, or not as well as others), the
+        // second writes to disk, and what that could not (a full disk, or none) the third lets go of.
+        for may in [May::Sink, May::Spill, May::Drop] {
             for _ in 0..self.samples(scope) {
                 let missing = bytes.saturating_sub(freed(&budget));
                 if missing == 0 {
@@ -91,12 +102,8 @@ impl KvCache {
                 }
                 let least = self.least_freed(scope);
                 let nodes = self.sample(scope, &running);
-                let situation = self.situation(
-                    (scope, missing.max(least)),
-                    may_sink,
-                    (&nodes, now_ms),
-                    &running,
-                );
+                let situation =
+                    self.situation((scope, missing.max(least)), may, (&nodes, now_ms), &running);
                 if situation.candidates.is_empty() {
                     continue;
                 }
@@ -164,11 +171,11 @@ impl KvCache {
     fn situation(
         &self,
         (scope, bytes_to_free): (Scope, u64),
-        may_sink: bool,
+        may: May,
         (nodes, now_ms): (&[NodeId], u64),
         running: &Running<'_, '_>,
     ) -> Situation {
-        let spills = may_sink && self.options.disk.is_some();
+        let spills = may != May::Drop && self.options.disk.is_some();
         let worth = self.worth(nodes, now_ms);
         let candidates = nodes
             .iter()
@@ -177,7 +184,11 @@ impl KvCache {
         Situation {
             bytes_to_free,
             candidates: candidates.collect(),
-            sinks: if may_sink { self.sinks() } else { Vec::new() },
+            sinks: if may == May::Sink {
+                self.sinks()
+            } else {
+                Vec::new()
+            },
             disk_room: if spills { u64::MAX / 2 } else { 0 },
             costs: self.costs,
             horizon_s: self.options.horizon_s,
