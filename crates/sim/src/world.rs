@@ -5,7 +5,8 @@
 //! is wrong, stale or swapped is seen at once. A quarter of the conversations is exact; the blocks of the
 //! others may sink to lossy levels, and then exactly those bytes may be lost that the lowest level of their
 //! quality loses. Faults: a full disk, failing reads and syncs, flipped bits, a remote store
-//! that fails, is slow or lies, a lost disk beside it, kills, power cuts, budgets that change, requests that are cancelled.
+//! that fails, is slow or lies, a lost disk beside it, kills and power cuts, also in the middle of an
+//! operation, budgets that change, requests that are cancelled.
 //!
 //! One seed is one run: the same steps, the same faults, the same outcome.
 
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use neap_memory::codec::fake::{self, EveryNth};
-use neap_memory::disk::fake::FakeStorage;
+use neap_memory::disk::fake::{CutAt, FakeStorage};
 use neap_memory::disk::{DiskOptions, DiskStore, Storage};
 use neap_memory::governor::Occasion;
 use neap_memory::hash::{Fingerprint, Namespace};
@@ -51,6 +52,8 @@ pub struct Report {
     pub sunk_blocks: u64,
     /// Kills and power cuts.
     pub restarts: u64,
+    /// Of these, in the middle of an operation.
+    pub crashes: u64,
     /// Faults injected.
     pub faults: u64,
     /// Starts on an empty disk beside a remote store.
@@ -185,6 +188,7 @@ pub struct World {
     sessions: Sessions,
     tenant: Namespace,
     fingerprint: Fingerprint,
+    disk_limit_bytes: u64,
     talks: Vec<Vec<u32>>,
     /// Acknowledged and not deleted since.
     acknowledged: BTreeMap<String, Vec<u32>>,
@@ -215,7 +219,10 @@ impl World {
         let budget = Budget::new(blocks * BLOCK_BYTES as u64);
         let remote = (!seed.is_multiple_of(3)).then(Arc::<FakeRemote>::default);
         let storage = Arc::new(FakeStorage::default());
-        let parts = open(storage, remote.as_ref(), &budget, fingerprint)?;
+        // With the least, segments go all the time.
+        let disk_limit_bytes = (3 + seed % 4 * 2) << 20;
+        let below = (storage, remote.as_ref(), disk_limit_bytes);
+        let parts = open(below, &budget, fingerprint)?;
         let talks = (0..TALKS)
             .map(|talk| vec![0, 1, 2, 3, 4, (talk / 4) as u32])
             .collect();
@@ -230,6 +237,7 @@ impl World {
             sessions: parts.sessions,
             tenant,
             fingerprint,
+            disk_limit_bytes,
             talks,
             acknowledged: BTreeMap::new(),
             attempted: BTreeMap::new(),
@@ -270,11 +278,12 @@ impl World {
             65..=72 => self.save(),
             73..=75 => self.delete(),
             76..=84 => self.change_budget(),
-            85..=92 => {
+            85..=91 => {
                 self.inject();
                 Ok(())
             }
-            93..=95 => self.restart(),
+            92..=93 => self.restart(),
+            94..=95 => self.crash(),
             96..=98 => {
                 self.sink();
                 Ok(())
@@ -525,12 +534,60 @@ impl World {
 
     /// A kill or a power cut, and a start from what is left.
     fn restart(&mut self) -> Result<(), String> {
+        let storage = self.storage_after();
+        self.start_from(storage)
+    }
+
+    /// The power is cut, or the process killed, in the middle of keeping a conversation or of a prompt for which
+    /// blocks sink.
+    fn crash(&mut self) -> Result<(), String> {
+        let (acknowledged, mut attempted) = (self.acknowledged.clone(), self.attempted.clone());
+        if self.random.one_in(2) {
+            self.storage.cut_after(self.random.below(15), CutAt::Change);
+        } else {
+            self.storage.cut_after(self.random.below(2), CutAt::Sync);
+        }
+        if self.random.one_in(3) {
+            self.prompt()?;
+        } else {
+            self.save()?;
+        }
+        let Some(cut) = self.storage.take_cut() else {
+            return Ok(());
+        };
+        let now = std::mem::replace(&mut self.acknowledged, acknowledged);
+        // What gave way may be gone already.
+        self.acknowledged.retain(|name, _| now.contains_key(name));
+        for (name, tokens) in now {
+            // Acknowledged after the cut: not at all, but it may be there.
+            if self.acknowledged.get(&name) != Some(&tokens) {
+                attempted.entry(name).or_default().push(tokens);
+            }
+        }
+        for (name, tokens) in std::mem::take(&mut self.attempted) {
+            attempted.entry(name).or_default().extend(tokens);
+        }
+        self.attempted = attempted;
+        self.report.crashes += 1;
+        let random = &mut self.random;
+        let storage = if random.one_in(4) {
+            cut.after_kill()
+        } else {
+            cut.after_power_cut(|below| random.below(below))
+        };
+        self.start_from(storage)
+    }
+
+    fn start_from(&mut self, storage: FakeStorage) -> Result<(), String> {
         self.report.restarts += 1;
         self.running = None;
-        let storage = self.storage_after();
         self.budget = Budget::new((20 + self.random.below(200)) * BLOCK_BYTES as u64);
-        let remote = self.remote.as_ref();
-        let parts = open(Arc::new(storage), remote, &self.budget, self.fingerprint)?;
+        let below = (
+            Arc::new(storage),
+            self.remote.as_ref(),
+            self.disk_limit_bytes,
+        );
+        let parts = open(below, &self.budget, self.fingerprint)?;
         self.storage = parts.storage;
         self.pool = parts.pool;
         self.disk = parts.disk;
@@ -610,14 +667,13 @@ struct Parts {
 }
 
 fn open(
-    storage: Arc<FakeStorage>,
-    remote: Option<&Arc<FakeRemote>>,
+    (storage, remote, limit_bytes): (Arc<FakeStorage>, Option<&Arc<FakeRemote>>, u64),
     budget: &Budget,
     fingerprint: Fingerprint,
 ) -> Result<Parts, String> {
     let options = DiskOptions {
-        limit_bytes: 8 << 20,
-        segment_bytes: 512 << 10,
+        limit_bytes,
+        segment_bytes: 256 << 10,
     };
     let disk = DiskStore::open(Arc::clone(&storage) as Arc<dyn Storage>, options)
         .map_err(|e| e.to_string())?;
@@ -669,6 +725,7 @@ mod tests {
             total.cached_tokens += report.cached_tokens;
             total.sessions_restored += report.sessions_restored;
             total.faults += report.faults;
+            total.crashes += report.crashes;
             total.lost_disks += report.lost_disks;
             total.remote_tokens += report.remote_tokens;
             total.sunk_blocks += report.sunk_blocks;
@@ -683,7 +740,7 @@ mod tests {
             "{total:?}"
         );
         assert!(
-            total.lost_disks > 20 && total.remote_tokens > 1_000,
+            total.lost_disks > 20 && total.crashes > 15 && total.remote_tokens > 1_000,
             "{total:?}"
         );
     }

@@ -16,6 +16,15 @@ struct FakeFile {
     durable: Option<Vec<u8>>,
 }
 
+/// What is counted until a [cut](FakeStorage::cut_after).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CutAt {
+    /// Every change: a write, a sync, a new or a removed file.
+    Change,
+    /// Syncs: what came before one is most at risk.
+    Sync,
+}
+
 #[derive(Debug, Default)]
 struct State {
     files: BTreeMap<String, FakeFile>,
@@ -23,6 +32,9 @@ struct State {
     room: Option<u64>,
     failing_syncs: u32,
     failing_reads: u32,
+    /// Changes, or syncs only, until the files are remembered as they are.
+    cut_in: Option<(u64, CutAt)>,
+    cut: Option<BTreeMap<String, FakeFile>>,
 }
 
 /// See the [module's description](self).
@@ -84,10 +96,13 @@ impl FakeStorage {
             };
             let mut bytes = durable.clone();
             let longest = file.live.len().max(bytes.len());
-            bytes.resize(
-                bytes.len() + random((longest - bytes.len()) as u64 + 1) as usize,
-                0,
-            );
+            // The file's new length is one thing, the bytes in it another.
+            let longer = (longest - bytes.len()) as u64;
+            let longer = match random(2) {
+                0 => longer,
+                _ => random(longer + 1),
+            };
+            bytes.resize(bytes.len() + longer as usize, 0);
             for (sector, live) in bytes.chunks_mut(512).zip(file.live.chunks(512)) {
                 if random(2) == 0 {
                     let len = sector.len().min(live.len());
@@ -114,6 +129,27 @@ impl FakeStorage {
         self.lock().failing_reads = count;
     }
 
+    /// Cuts the power in the middle of what comes: before the change or sync that comes after `count` others. All
+    /// goes on as if nothing were; [`take_cut`](Self::take_cut) gives what was there.
+    pub fn cut_after(&self, count: u64, at: CutAt) {
+        let mut state = self.lock();
+        (state.cut_in, state.cut) = (Some((count, at)), None);
+    }
+
+    /// The disk as it was at the cut, if it came to that; no cut is due afterwards.
+    pub fn take_cut(&self) -> Option<Self> {
+        let mut state = self.lock();
+        state.cut_in = None;
+        let files = state.cut.take()?;
+        let state = State {
+            files,
+            ..State::default()
+        };
+        Some(Self {
+            state: Mutex::new(state),
+        })
+    }
+
     /// Flips one bit of a file, counted from its start; whether there is one.
     pub fn flip_bit(&self, name: &str, bit: u64) -> bool {
         let mut state = self.lock();
@@ -127,6 +163,19 @@ impl FakeStorage {
 }
 
 impl State {
+    /// Every change begins here.
+    fn begin_change(&mut self, is_sync: bool) {
+        match &mut self.cut_in {
+            Some((_, CutAt::Sync)) if !is_sync => {}
+            Some((0, _)) => {
+                self.cut_in = None;
+                self.cut = Some(self.files.clone());
+            }
+            Some((count, _)) => *count -= 1,
+            None => {}
+        }
+    }
+
     fn file(&mut self, name: &str) -> io::Result<&mut FakeFile> {
         self.files
             .get_mut(name)
@@ -145,6 +194,7 @@ impl Storage for FakeStorage {
 
     fn create(&self, name: &str) -> io::Result<()> {
         let mut state = self.lock();
+        state.begin_change(false);
         if state.files.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -154,6 +204,7 @@ impl Storage for FakeStorage {
 
     fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.lock();
+        state.begin_change(false);
         let fits = state
             .room
             .map_or(bytes.len() as u64, |room| room.min(bytes.len() as u64));
@@ -190,6 +241,7 @@ impl Storage for FakeStorage {
 
     fn sync(&self, name: &str) -> io::Result<()> {
         let mut state = self.lock();
+        state.begin_change(true);
         if state.failing_syncs > 0 {
             state.failing_syncs -= 1;
             return Err(io::Error::other("injected sync error"));
@@ -200,7 +252,9 @@ impl Storage for FakeStorage {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        let removed = self.lock().files.remove(name);
+        let mut state = self.lock();
+        state.begin_change(false);
+        let removed = state.files.remove(name);
         removed
             .map(|_| ())
             .ok_or_else(|| io::ErrorKind::NotFound.into())

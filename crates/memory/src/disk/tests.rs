@@ -215,6 +215,26 @@ fn the_limit_holds_and_pins_and_uses_survive() {
 }
 
 #[test]
+fn what_is_pinned_outlives_a_power_cut_while_segments_go() {
+    let storage = Arc::new(FakeStorage::default());
+    let options = DiskOptions {
+        limit_bytes: 64 << 10,
+        segment_bytes: 8 << 10,
+    };
+    let store = open(&storage, options);
+    store.pin(key(0));
+    put(&store, 0, &[7; 1000]).unwrap();
+    store.sync().unwrap();
+    for n in 1..300 {
+        put(&store, n, &[n as u8; 1000]).unwrap();
+        // Nothing that was not synced is left.
+        let after = open(&Arc::new(storage.after_power_cut(|_| 1)), options);
+        assert_eq!(get(&after, 0), Some(vec![7; 1000]), "after {n} more");
+    }
+    assert!(store.stats().kept_on > 3, "it was moved");
+}
+
+#[test]
 fn a_full_disk_is_an_error_and_then_goes_on() {
     let storage = Arc::new(FakeStorage::default());
     let store = open(&storage, options());

@@ -1,7 +1,7 @@
 use super::*;
 use crate::budget::Budget;
 use crate::cache::CacheOptions;
-use crate::disk::fake::FakeStorage;
+use crate::disk::fake::{CutAt, FakeStorage};
 use crate::disk::{DiskOptions, Storage};
 use crate::pool::KvPool;
 use crate::table::BlockTable;
@@ -117,6 +117,49 @@ fn an_acknowledged_session_survives_a_kill_and_a_power_cut() {
 }
 
 #[test]
+fn a_power_cut_at_any_change_leaves_the_old_version_or_the_new_one_whole() {
+    let (old, new): (Vec<u32>, Vec<u32>) = ((1..11).collect(), (1..40).collect());
+    let save = |world: &mut World, tokens: &[u32]| {
+        world.compute(&tenant("a"), tokens);
+        let session = (&tenant("a"), "talk", tokens);
+        let kept = world
+            .sessions
+            .save(&mut world.cache, session, KeepOptions::default(), 5);
+        kept.unwrap();
+    };
+    let mut found_new = 0;
+    for change in 0.. {
+        let mut world = World::new();
+        save(&mut world, &old);
+        world.storage.cut_after(change, CutAt::Change);
+        save(&mut world, &new);
+        let Some(cut) = world.storage.take_cut() else {
+            break;
+        };
+        for seed in 0..40u64 {
+            let mut state = seed;
+            let storage = cut.after_power_cut(|below| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) % below
+            });
+            let mut world = World::open(storage, 1 << 20);
+            let session = world
+                .sessions
+                .restore(&mut world.cache, &tenant("a"), "talk", 6)
+                .unwrap()
+                .clone();
+            assert!(session.tokens == old || session.tokens == new);
+            found_new += usize::from(session.tokens == new);
+            let cached = world.cached(&tenant("a"), &session.tokens);
+            assert_eq!(cached, session.tokens.len(), "cut at {change}, seed {seed}");
+        }
+    }
+    assert!(found_new > 0, "some cuts came late enough");
+}
+
+#[test]
 fn what_is_not_cached_is_not_acknowledged() {
     let mut world = World::new();
     world.compute(&tenant("a"), &[1, 2, 3, 4]);
@@ -178,7 +221,7 @@ fn sessions_expire_and_are_deleted_for_good() {
 }
 
 #[test]
-fn pinned_sessions_outlive_floods_and_lower_priorities_give_way() {
+fn pinned_sessions_outlive_floods() {
     let mut world = World::open(FakeStorage::default(), 128 << 10);
     let talk = |n: u32| -> Vec<u32> { (0..40).map(|t| t * 7 % 251 + n * 1000).collect() };
     world.compute(&tenant("a"), &talk(0));
@@ -208,6 +251,50 @@ fn pinned_sessions_outlive_floods_and_lower_priorities_give_way() {
         .restore(&mut world.cache, &tenant("a"), "kept", 1)
         .unwrap();
     assert_eq!(world.cached(&tenant("a"), &talk(0)), 40);
+}
+
+#[test]
+fn on_a_full_disk_the_oldest_of_lower_priority_gives_way_and_no_other() {
+    let mut world = World::open(FakeStorage::default(), 256 << 10);
+    let talk = |n: u32| -> Vec<u32> { (0..80).map(|t| t * 7 % 251 + n * 1000).collect() };
+    let save = |world: &mut World, name: &str, n: u32, priority: u8| {
+        world.compute(&tenant("a"), &talk(n));
+        let keep = KeepOptions {
+            priority,
+            ttl_ms: None,
+        };
+        let session = (&tenant("a"), name, &talk(n)[..]);
+        let now_ms = u64::from(n);
+        world.sessions.save(&mut world.cache, session, keep, now_ms)
+    };
+    let names = |world: &World| -> Vec<String> {
+        let mut all: Vec<_> = world.sessions.list(&tenant("a"), 99).collect();
+        all.sort_by_key(|session| session.saved_ms);
+        all.into_iter().map(|s| s.name.clone()).collect()
+    };
+    let full = (0..50)
+        .find(|&n| save(&mut world, &format!("low {n}"), n, 1).is_err())
+        .expect("the disk is full at last");
+    let mut expected: Vec<String> = (0..full).map(|n| format!("low {n}")).collect();
+    assert!(full > 2, "{full} sessions");
+    assert_eq!(names(&world), expected, "equals do not give way");
+    save(&mut world, "high", 60, 2).unwrap();
+    expected.remove(0);
+    expected.push("high".into());
+    assert_eq!(names(&world), expected, "the oldest gave way");
+    assert!(save(&mut world, "lowest", 61, 0).is_err());
+    assert_eq!(names(&world), expected);
+    // Also after a restart, each of them whole.
+    let mut world = World::open(world.storage.after_kill(), 256 << 10);
+    assert_eq!(names(&world), expected);
+    for name in expected {
+        let found = world
+            .sessions
+            .restore(&mut world.cache, &tenant("a"), &name, 99)
+            .unwrap()
+            .clone();
+        assert_eq!(world.cached(&tenant("a"), &found.tokens), 80, "{name}");
+    }
 }
 
 #[test]
