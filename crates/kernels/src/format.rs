@@ -44,6 +44,12 @@ pub enum WeightFormat {
     Q5K,
     /// 6-bit codes around 32, 8-bit scales of 16 groups of 16 values.
     Q6K,
+    /// 4-bit indices into a table of 16 codes that are denser around 0, one f16 scale for 32 values.
+    IQ4NL,
+    /// The same table, 6-bit scales of 8 groups of 32 values.
+    IQ4XS,
+    /// 4-bit floating-point numbers, one power of two for 32 values (OCP Microscaling Formats 1.0).
+    MXFP4,
 }
 
 /// A slice whose length does not fit the format or the other slice.
@@ -98,7 +104,7 @@ const fn describe(
 }
 
 /// The table, in the order of the enum.
-const DESCRIPTIONS: [Description; 13] = [
+const DESCRIPTIONS: [Description; 16] = [
     describe(WeightFormat::F32, "F32", 0, 1, 4),
     describe(WeightFormat::F16, "F16", 1, 1, 2),
     describe(WeightFormat::BF16, "BF16", 30, 1, 2),
@@ -112,12 +118,15 @@ const DESCRIPTIONS: [Description; 13] = [
     describe(WeightFormat::Q4K, "Q4_K", 12, 256, 144),
     describe(WeightFormat::Q5K, "Q5_K", 13, 256, 176),
     describe(WeightFormat::Q6K, "Q6_K", 14, 256, 210),
+    describe(WeightFormat::IQ4NL, "IQ4_NL", 20, 32, 18),
+    describe(WeightFormat::IQ4XS, "IQ4_XS", 23, 256, 136),
+    describe(WeightFormat::MXFP4, "MXFP4", 39, 32, 17),
 ];
 
 impl WeightFormat {
     /// Every format.
-    pub const ALL: [WeightFormat; 13] = {
-        let mut all = [WeightFormat::F32; 13];
+    pub const ALL: [WeightFormat; 16] = {
+        let mut all = [WeightFormat::F32; 16];
         let mut i = 0;
         while i < all.len() {
             all[i] = DESCRIPTIONS[i].format;

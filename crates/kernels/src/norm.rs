@@ -2,7 +2,7 @@
 
 use crate::Context;
 use crate::ops::lanes::{Kernel, Lanes, dispatch, elementwise};
-use crate::ops::{AddRow, SharedSlice, SumOfSquares};
+use crate::ops::{AddRow, SharedSlice, Sum, SumOfSquares};
 use crate::pool::WorkerPanic;
 
 #[cfg(test)]
@@ -76,6 +76,56 @@ pub fn rms_norm_in_place(
                     out,
                 },
             );
+        }
+    })
+}
+
+/// LayerNorm (Ba et al. 2016): `out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, row by row, the variance
+/// without Bessel's correction.
+///
+/// `x` and `out` are `[n, weight.len()]`.
+///
+/// # Errors
+/// If a worker panicked.
+///
+/// # Panics
+/// If the lengths of `x` and `out` differ, or are not a whole number of rows, or `bias` has not the length of `weight`.
+pub fn layer_norm(
+    ctx: Context<'_>,
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+    out: &mut [f32],
+) -> Result<(), WorkerPanic> {
+    assert_eq!(x.len(), out.len(), "an output for every input");
+    assert!(
+        bias.is_none_or(|bias| bias.len() == weight.len()),
+        "a bias for every weight"
+    );
+    let out = SharedSlice::new(out);
+    rows(ctx, x.len(), weight.len(), &|range| {
+        // SAFETY: the tasks' ranges are disjoint.
+        let out = unsafe { out.part(range.clone()) };
+        for (x, out) in x[range]
+            .chunks_exact(weight.len())
+            .zip(out.chunks_exact_mut(weight.len()))
+        {
+            let mean = dispatch(ctx.isa, Sum(x)) / weight.len() as f32;
+            out.copy_from_slice(x);
+            dispatch(ctx.isa, Shift { x: out, by: -mean });
+            dispatch(
+                ctx.isa,
+                NormRow {
+                    x: None,
+                    weight,
+                    eps,
+                    out,
+                },
+            );
+            if let Some(bias) = bias {
+                dispatch(ctx.isa, AddRow { x: out, y: bias });
+            }
         }
     })
 }
@@ -175,4 +225,5 @@ impl Kernel for NormRow<'_> {
     }
 }
 
+elementwise!(Shift { x: x, number by } |l| l.add(x, by));
 elementwise!(Scale { x: x, slice weight, number factor } |l| l.mul(l.mul(x, factor), weight));

@@ -227,6 +227,29 @@ pub fn log_softmax(isa: Isa, x: &mut [f32]) {
     dispatch(isa, Subtract { x, y: log_sum });
 }
 
+/// The sum, in four times sixteen partial sums.
+pub(crate) struct Sum<'a>(pub(crate) &'a [f32]);
+
+impl Kernel for Sum<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) -> f32 {
+        let mut sums = [l.splat(0.0); 4];
+        let (whole, rest) = self.0.as_chunks::<LANES>();
+        let (fours, ones) = whole.as_chunks::<4>();
+        for i in 0..fours.len() {
+            for j in 0..4 {
+                sums[j] = l.add(l.load(&fours[i][j]), sums[j]);
+            }
+        }
+        for i in 0..ones.len() {
+            sums[0] = l.add(l.load(&ones[i]), sums[0]);
+        }
+        sums[0] = l.add(load_part(l, rest, 0.0), sums[0]);
+        l.reduce_add(l.add(l.add(sums[0], sums[1]), l.add(sums[2], sums[3])))
+    }
+}
+
 /// The sum of squares, in four times sixteen partial sums.
 pub(crate) struct SumOfSquares<'a>(pub(crate) &'a [f32]);
 

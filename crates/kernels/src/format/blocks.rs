@@ -95,6 +95,15 @@ pub(crate) fn decode_block(format: WeightFormat, block: &[u8], out: &mut Decoded
         WeightFormat::Q4K => decode_q4k(block, out),
         WeightFormat::Q5K => decode_q5k(block, out),
         WeightFormat::Q6K => decode_q6k(block, out),
+        WeightFormat::IQ4NL => {
+            one_group(out, half_at(block, 0), 0.0);
+            table_nibbles(&block[2..18], &IQ4_CODES, &mut out.codes);
+        }
+        WeightFormat::IQ4XS => decode_iq4xs(block, out),
+        WeightFormat::MXFP4 => {
+            one_group(out, half_power_of_two(block[0]), 0.0);
+            table_nibbles(&block[1..17], &MXFP4_CODES, &mut out.codes);
+        }
     }
 }
 
@@ -109,6 +118,30 @@ fn nibbles(bytes: &[u8], offset: i8, codes: &mut [i8]) {
     for (i, byte) in bytes.iter().enumerate() {
         codes[i] = (byte & 0xF) as i8 + offset;
         codes[i + 16] = (byte >> 4) as i8 + offset;
+    }
+}
+
+/// Codes of IQ4_NL and IQ4_XS: denser around 0, as weights are.
+pub(super) const IQ4_CODES: [i8; 16] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+];
+
+/// Twice the values of a 4-bit floating-point number with 2 bits of exponent and 1 of fraction.
+pub(super) const MXFP4_CODES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// `2^(exponent - 128)`: half of what an 8-bit exponent stands for, since codes are doubled.
+pub(super) fn half_power_of_two(exponent: u8) -> f32 {
+    match exponent {
+        0 | 1 => f32::from_bits(0x0020_0000 << exponent), // subnormal
+        _ => f32::from_bits(u32::from(exponent - 1) << 23),
+    }
+}
+
+/// As [`nibbles`], but they are indices into `table`.
+fn table_nibbles(bytes: &[u8], table: &[i8; 16], codes: &mut [i8]) {
+    for (i, byte) in bytes.iter().enumerate() {
+        codes[i] = table[usize::from(byte & 0xF)];
+        codes[i + 16] = table[usize::from(byte >> 4)];
     }
 }
 
@@ -161,6 +194,20 @@ fn decode_q3k(block: &[u8], out: &mut DecodedBlock) {
         let two = low[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
         let third = high[i % 32] >> (i / 32) & 1;
         *code = (two | third << 2) as i8 - 4;
+    }
+}
+
+fn decode_iq4xs(block: &[u8], out: &mut DecodedBlock) {
+    let d = half_at(block, 0);
+    let high = u16::from_le_bytes([block[2], block[3]]);
+    out.group_len = 32;
+    for g in 0..8 {
+        let four = block[4 + g / 2] >> (g % 2 * 4) & 0xF;
+        let two = (high >> (g * 2) & 3) as u8;
+        out.scales[g] = d * f32::from((four | two << 4) as i8 - 32);
+        out.mins[g] = 0.0;
+        let nibbles = &block[8 + g * 16..][..16];
+        table_nibbles(nibbles, &IQ4_CODES, &mut out.codes[g * 32..]);
     }
 }
 

@@ -5,6 +5,7 @@
 //! minimum) that fits those codes best in the weighted least-squares sense, and keep the best;
 //! then the scales themselves are rounded and the codes taken anew.
 
+use super::blocks::{IQ4_CODES, MXFP4_CODES, half_power_of_two};
 use super::{WeightFormat, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// Writes one block; both slices have the format's lengths.
@@ -36,6 +37,23 @@ pub(super) fn quantize_block(format: WeightFormat, values: &[f32], out: &mut [u8
         WeightFormat::Q3K => quantize_q3k(values, out),
         WeightFormat::Q4K | WeightFormat::Q5K => quantize_q4k_q5k(format, values, out),
         WeightFormat::Q6K => quantize_q6k(values, out),
+        WeightFormat::IQ4NL => {
+            let scale = put_half(extreme(values) / f32::from(IQ4_CODES[0]), &mut out[..2]);
+            pack_nearest(values, scale, &IQ4_CODES, &mut out[2..18]);
+        }
+        WeightFormat::IQ4XS => quantize_iq4xs(values, out),
+        WeightFormat::MXFP4 => {
+            // The largest value gets the largest exponent of a code, 2.
+            let largest = extreme(values).abs();
+            let exponent = (largest.to_bits() >> 23) as i32 - 2;
+            out[0] = if largest == 0.0 {
+                0
+            } else {
+                exponent.clamp(0, 252) as u8
+            };
+            let scale = half_power_of_two(out[0]);
+            pack_nearest(values, scale, &MXFP4_CODES, &mut out[1..17]);
+        }
     }
 }
 
@@ -68,6 +86,43 @@ fn symmetric_codes(values: &[f32], half: i32, scale_out: &mut [u8]) -> [u8; 32] 
     put_half(scale, scale_out);
     let inverse = inverse(scale);
     std::array::from_fn(|i| code(values[i] * inverse + half as f32, 2 * half - 1))
+}
+
+/// 32 values as indices of the nearest codes: the first 16 in the lower halves of bytes.
+fn pack_nearest(values: &[f32], scale: f32, table: &[i8; 16], out: &mut [u8]) {
+    let inverse = inverse(scale);
+    let index = |value: f32| {
+        let wanted = value * inverse;
+        let distance = |code: i8| (wanted - f32::from(code)).abs();
+        let nearest = |best: usize, i: usize| {
+            if distance(table[i]) < distance(table[best]) {
+                i
+            } else {
+                best
+            }
+        };
+        (1..16).fold(0, nearest) as u8
+    };
+    for (i, byte) in out.iter_mut().enumerate() {
+        *byte = index(values[i]) | index(values[i + 16]) << 4;
+    }
+}
+
+fn quantize_iq4xs(values: &[f32], out: &mut [u8]) {
+    let scale_of = |group: &[f32]| extreme(group) / f32::from(IQ4_CODES[0]);
+    let scales: [f32; 8] = std::array::from_fn(|g| scale_of(&values[g * 32..][..32]));
+    let d = put_half(extreme(&scales) / -32.0, &mut out[..2]);
+    let inverse = inverse(d);
+    let (mut high, mut low) = (0u16, [0u8; 4]);
+    for (g, values) in values.chunks_exact(32).enumerate() {
+        let level = code(scales[g] * inverse + 32.0, 63);
+        low[g / 2] |= (level & 0xF) << (g % 2 * 4);
+        high |= u16::from(level >> 4) << (g * 2);
+        let scale = d * (f32::from(level) - 32.0);
+        pack_nearest(values, scale, &IQ4_CODES, &mut out[8 + g * 16..][..16]);
+    }
+    out[2..4].copy_from_slice(&high.to_le_bytes());
+    out[4..8].copy_from_slice(&low);
 }
 
 /// Codes from the least to the greatest value.

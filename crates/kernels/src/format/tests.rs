@@ -105,6 +105,9 @@ fn quantizing_normal_weights_keeps_the_error_small() {
         (WeightFormat::Q4K, 0.080),
         (WeightFormat::Q4_1, 0.085),
         (WeightFormat::Q4_0, 0.095),
+        (WeightFormat::IQ4NL, 0.095),
+        (WeightFormat::IQ4XS, 0.095),
+        (WeightFormat::MXFP4, 0.13),
         (WeightFormat::Q3K, 0.18),
         (WeightFormat::Q2K, 0.33),
     ] {

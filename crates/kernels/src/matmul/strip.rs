@@ -100,7 +100,10 @@ macro_rules! for_format {
             | WeightFormat::Q5_0
             | WeightFormat::Q5_1
             | WeightFormat::Q2K
-            | WeightFormat::Q3K => unreachable!("formats without panels go by values"),
+            | WeightFormat::Q3K
+            | WeightFormat::IQ4NL
+            | WeightFormat::IQ4XS
+            | WeightFormat::MXFP4 => unreachable!("formats without panels go by values"),
         }
     };
 }

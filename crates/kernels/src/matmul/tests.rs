@@ -28,7 +28,8 @@ fn halves(format: WeightFormat) -> &'static [usize] {
     match format {
         WeightFormat::F32 => &[],
         WeightFormat::F16 | WeightFormat::Q4_0 | WeightFormat::Q5_0 | WeightFormat::Q8_0 => &[0],
-        WeightFormat::BF16 => &[],
+        WeightFormat::BF16 | WeightFormat::MXFP4 => &[],
+        WeightFormat::IQ4NL | WeightFormat::IQ4XS => &[0],
         WeightFormat::Q4_1 | WeightFormat::Q5_1 | WeightFormat::Q4K | WeightFormat::Q5K => &[0, 2],
         WeightFormat::Q2K => &[80, 82],
         WeightFormat::Q3K => &[108],
@@ -44,6 +45,9 @@ fn random_weights(format: WeightFormat, rows: usize, cols: usize, random: &mut R
             WeightFormat::F32 => block.copy_from_slice(&random.signed().to_le_bytes()),
             WeightFormat::BF16 => block.copy_from_slice(&random.signed().to_le_bytes()[2..]),
             _ => block.iter_mut().for_each(|b| *b = random.next() as u8),
+        }
+        if format == WeightFormat::MXFP4 {
+            block[0] = 110 + block[0] % 16; // powers of two around 2^-10
         }
         for at in halves(format) {
             let half = f32_to_f16(random.signed() * 0.03);

@@ -68,7 +68,10 @@ pub(crate) fn has_panels(format: WeightFormat) -> bool {
         | WeightFormat::Q5_0
         | WeightFormat::Q5_1
         | WeightFormat::Q2K
-        | WeightFormat::Q3K => false,
+        | WeightFormat::Q3K
+        | WeightFormat::IQ4NL
+        | WeightFormat::IQ4XS
+        | WeightFormat::MXFP4 => false,
     }
 }
 

@@ -84,3 +84,35 @@ fn part_of_a_row_is_refused() {
     };
     let _ = rms_norm_in_place(ctx, &mut [0.0; 5], &[1.0; 2], 0.0);
 }
+
+/// Within 2e-5 of the definition in f64, the same bits everywhere.
+#[test]
+fn layer_norm_is_its_definition() {
+    for (rows, cols) in [(1, 1), (3, 37), (5, 64), (70, 300)] {
+        let (x, weight, bias) = (numbers(rows * cols, 3), numbers(cols, 4), numbers(cols, 5));
+        let mut first: Option<Vec<f32>> = None;
+        for isa in Isa::available() {
+            for threads in [1, 3] {
+                let pool = ThreadPool::new(threads);
+                let ctx = Context { isa, pool: &pool };
+                let mut out = vec![f32::NAN; x.len()];
+                layer_norm(ctx, &x, &weight, Some(&bias), 1e-5, &mut out).unwrap();
+                for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact(cols)) {
+                    let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / cols as f64;
+                    let square = |&x: &f32| (f64::from(x) - mean).powi(2);
+                    let variance = x.iter().map(square).sum::<f64>() / cols as f64;
+                    for i in 0..cols {
+                        let normal = (f64::from(x[i]) - mean) / (variance + 1e-5).sqrt();
+                        let expected = normal * f64::from(weight[i]) + f64::from(bias[i]);
+                        assert!(
+                            (f64::from(out[i]) - expected).abs() < 2e-5,
+                            "{rows} {cols} {isa}"
+                        );
+                    }
+                }
+                let first = first.get_or_insert_with(|| out.clone());
+                assert_eq!(*first, out, "{isa}");
+            }
+        }
+    }
+}

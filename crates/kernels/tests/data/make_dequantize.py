@@ -19,6 +19,7 @@ BLOCKS = 2
 HALVES = {
     "F16": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
     "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
+    "IQ4_NL": [0], "IQ4_XS": [0], "MXFP4": [],
 }
 
 rng = np.random.default_rng(20240229)
@@ -31,6 +32,9 @@ for name in ["F32", "F16", "BF16", *list(HALVES)[1:]]:
     for at in HALVES.get(name, []):
         halves = rng.normal(0, 0.02, blocks).astype(np.float16)
         data[:, at : at + 2] = halves.view(np.uint8).reshape(blocks, 2)
+    if name == "MXFP4":
+        data[:, 0] = rng.integers(0, 250, blocks)  # exponents; 255 is no number
+        data[0, 0] = 1
     if name == "F32":
         data = rng.normal(0, 1, blocks).astype(np.float32).view(np.uint8).reshape(blocks, 4)
     if name == "BF16":

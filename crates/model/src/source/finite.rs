@@ -17,6 +17,10 @@ pub fn first_non_finite(format: WeightFormat, bytes: &[u8]) -> Option<usize> {
             .position(|&value| !f32::from_le_bytes(value).is_finite()),
         WeightFormat::F16 => first_full_exponent(bytes, F16_EXPONENT),
         WeightFormat::BF16 => first_full_exponent(bytes, BF16_EXPONENT),
+        // The exponent comes first; beyond this one the largest code would be infinite.
+        WeightFormat::MXFP4 => bytes
+            .chunks_exact(format.block_bytes())
+            .position(|block| block[0] > 252),
         quantized => {
             let offsets = scale_offsets(quantized);
             bytes
@@ -47,7 +51,8 @@ fn first_full_exponent(bytes: &[u8], exponent: u16) -> Option<usize> {
 /// Where the f16 scales and minima lie in a block of a quantized format.
 fn scale_offsets(format: WeightFormat) -> &'static [usize] {
     match format {
-        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => &[],
+        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 | WeightFormat::MXFP4 => &[],
+        WeightFormat::IQ4NL | WeightFormat::IQ4XS => &[0],
         WeightFormat::Q4_0 | WeightFormat::Q5_0 | WeightFormat::Q8_0 => &[0],
         WeightFormat::Q4_1 | WeightFormat::Q5_1 | WeightFormat::Q4K | WeightFormat::Q5K => &[0, 2],
         WeightFormat::Q2K => &[80, 82],

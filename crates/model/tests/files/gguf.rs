@@ -245,8 +245,8 @@ fn bad_tensor_infos_are_refused() {
     refused(one(&[48], 8, 0), &["no multiple of 32", "Q8_0"]);
     refused(one(&[128], 12, 0), &["no multiple of 256", "Q4_K"]);
     refused(
-        one(&[32], 20, 0),
-        &["type of tensor 'w'", "IQ4_NL (type 20)"],
+        one(&[256], 16, 0),
+        &["type of tensor 'w'", "IQ2_XXS (type 16)"],
     );
     refused(one(&[32], 4, 0), &["type 4 is not known"]);
     refused(one(&[32], u32::MAX, 0), &["type 4294967295 is not known"]);
