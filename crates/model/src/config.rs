@@ -2,9 +2,15 @@
 //!
 //! Every number is checked before anything is computed from it, and a refusal names the field as the file calls it.
 
+mod architectures;
+mod experts;
 mod field;
 mod from_gguf;
+mod from_gguf_options;
 mod from_hf;
+mod from_hf_rope;
+mod rope;
+mod to_gguf;
 
 #[cfg(test)]
 mod tests;
@@ -14,160 +20,41 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::source::ModelFileError;
+pub use architectures::{
+    ARCHITECTURES, Activation, Architecture, ArchitectureRow, HfNaming, NormKind, NormPlace,
+    QkNorm, RopeLayout, WindowPattern,
+};
+pub use experts::ExpertsConfig;
 pub(crate) use field::{Dialect, Field};
 pub(crate) use from_gguf::architecture_name;
 pub(crate) use from_hf::{HfConfigFiles, model_type};
+pub use rope::{RopeConfig, RopeScaling};
 
-/// A family of models that differ only in numbers and options: a row of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Architecture {
-    /// Llama 1 to 3.x and what is built alike (SmolLM2, TinyLlama, Mistral in GGUF files).
-    Llama,
-    /// Mistral, as Hugging Face folders call it: Llama with an optional sliding window.
-    Mistral,
-    /// Qwen 2 and 2.5: Llama with biases on queries, keys and values.
-    Qwen2,
-    /// Qwen 3: Llama with a norm on every query and key head.
-    Qwen3,
+/// Layers that a model may have.
+const MAX_LAYERS: usize = 1 << 12;
+
+/// How one layer differs from others of its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LayerKind {
+    /// Its tokens attend to the sliding window only.
+    pub window: bool,
+    /// Its queries and keys are rotated.
+    pub rope: bool,
+    /// Its feed-forward network is a mixture of experts.
+    pub experts: bool,
 }
 
-/// What is fixed for an architecture.
-#[derive(Clone, Copy, Debug)]
-pub struct ArchitectureRow {
-    /// The row's key.
-    pub architecture: Architecture,
-    /// `general.architecture` in GGUF files, if they know it.
-    pub gguf_name: Option<&'static str>,
-    /// `model_type` in `config.json`.
-    pub hf_name: &'static str,
-    /// Which elements RoPE pairs in GGUF files. (In Hugging Face folders always [`RopeLayout::Halves`].)
-    pub gguf_rope_layout: RopeLayout,
-    /// Whether the tensors for biases on queries, keys and values must be there.
-    pub needs_qkv_bias: bool,
-    /// Whether the tensors for norms of query and key heads must be there.
-    pub needs_qk_norm: bool,
-}
-
-/// All architectures.
-pub const ARCHITECTURES: &[ArchitectureRow] = &[
-    ArchitectureRow {
-        architecture: Architecture::Llama,
-        gguf_name: Some("llama"),
-        hf_name: "llama",
-        gguf_rope_layout: RopeLayout::Interleaved,
-        needs_qkv_bias: false,
-        needs_qk_norm: false,
-    },
-    ArchitectureRow {
-        architecture: Architecture::Mistral,
-        gguf_name: None, // converted to "llama"
-        hf_name: "mistral",
-        gguf_rope_layout: RopeLayout::Interleaved,
-        needs_qkv_bias: false,
-        needs_qk_norm: false,
-    },
-    ArchitectureRow {
-        architecture: Architecture::Qwen2,
-        gguf_name: Some("qwen2"),
-        hf_name: "qwen2",
-        gguf_rope_layout: RopeLayout::Halves,
-        needs_qkv_bias: true,
-        needs_qk_norm: false,
-    },
-    ArchitectureRow {
-        architecture: Architecture::Qwen3,
-        gguf_name: Some("qwen3"),
-        hf_name: "qwen3",
-        gguf_rope_layout: RopeLayout::Halves,
-        needs_qkv_bias: false,
-        needs_qk_norm: true,
-    },
-];
-
-impl Architecture {
-    /// The row of the table.
-    pub fn row(self) -> &'static ArchitectureRow {
-        let row = ARCHITECTURES.iter().find(|row| row.architecture == self);
-        row.expect("every architecture has a row")
-    }
-}
-
-/// Which elements of a head rotary embedding pairs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RopeLayout {
-    /// `(0, 1), (2, 3), …`: GGUF files of Llama.
-    Interleaved,
-    /// `(0, d/2), (1, d/2 + 1), …`: Hugging Face folders, and GGUF files of most other architectures.
-    Halves,
-}
-
-/// How rotary frequencies are changed to reach contexts longer than those trained on at first.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase", tag = "type")]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// All frequencies divided by `factor`.
-    Linear {
-        /// At least 1.
-        factor: f32,
-    },
-    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a ramp between.
-    Llama3 {
-        /// At least 1.
-        factor: f32,
-        /// Wavelengths above `original_context / low_freq_factor` are scaled in full.
-        low_freq_factor: f32,
-        /// Wavelengths below `original_context / high_freq_factor` are kept. Greater than `low_freq_factor`.
-        high_freq_factor: f32,
-        /// Tokens.
-        original_context: usize,
-    },
-    /// Each frequency divided by its own number: the tensor `rope_freqs.weight` of GGUF files, in which converters
-    /// write what `Llama3` describes.
-    Divisors {
-        /// `dims / 2` divisors, finite and positive.
-        divisors: Vec<f32>,
-    },
-    /// YaRN (Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language Models").
-    Yarn {
-        /// At least 1.
-        factor: f32,
-        /// Tokens.
-        original_context: usize,
-        /// Rotations over the original context above which a frequency is kept; 32 by default.
-        beta_fast: f32,
-        /// Rotations below which it is scaled in full; 1 by default.
-        beta_slow: f32,
-        /// Multiplies cosine and sine.
-        attention_factor: f32,
-    },
-    /// LongRoPE (Ding et al. 2024): each frequency divided by its own number, out of one of two lists.
-    LongRope {
-        /// For contexts up to `original_context`; `dims / 2`, finite and positive.
-        short: Vec<f32>,
-        /// For longer ones; `dims / 2`, finite and positive.
-        long: Vec<f32>,
-        /// Tokens.
-        original_context: usize,
-        /// Multiplies cosine and sine.
-        attention_factor: f32,
-    },
-}
-
-/// Rotary position embedding.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct RopeConfig {
-    /// Base of the geometric series of wavelengths: frequency `i` is `base^(-2i / dims)`.
-    pub base: f32,
-    /// Leading dimensions of each head that are rotated; even, at most the head's.
-    pub dims: usize,
-    /// Scaling for long contexts.
-    pub scaling: RopeScaling,
-    /// Which elements are paired.
-    pub layout: RopeLayout,
+/// Norms of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct NormConfig {
+    /// How rows are normalized.
+    pub kind: NormKind,
+    /// Added to the mean square, or to the variance.
+    pub eps: f32,
+    /// Where norms stand around attention and feed-forward networks.
+    pub place: NormPlace,
+    /// Whether norms have biases.
+    pub bias: bool,
 }
 
 /// The shape and the options of a model. Validated: no size is 0, `heads` is a multiple of `kv_heads`, products of
@@ -190,24 +77,56 @@ pub struct ModelConfig {
     pub kv_heads: usize,
     /// Dimensions of a head, of keys and values alike.
     pub head_dim: usize,
-    /// Width of the feed-forward layers.
+    /// Width of the feed-forward layers (of those without experts).
     pub ffn_size: usize,
+    /// The experts of layers that have them.
+    pub experts: Option<ExpertsConfig>,
+    /// The layers' kinds, one for each.
+    pub layer_kinds: Vec<LayerKind>,
     /// Tokens that the model was made for.
     pub context_length: usize,
-    /// Added to the mean square in RMS norms.
-    pub rms_eps: f32,
+    /// Norms.
+    pub norm: NormConfig,
     /// Rotary position embedding.
     pub rope: RopeConfig,
+    /// That of the layers with a window, where it is another.
+    pub window_rope: Option<RopeConfig>,
+    /// Positions that have a learned embedding, where a model has those.
+    pub learned_positions: Option<usize>,
+    /// Kinds of segments that have an embedding of their own; the first one's is added to every token.
+    pub token_types: Option<usize>,
     /// Attention scores are multiplied by this before the softmax.
     pub attention_scale: f32,
-    /// A token attends to this many tokens up to and with itself; to all where there is none.
+    /// Attention scores become `cap * tanh(score / cap)`.
+    pub attention_cap: Option<f32>,
+    /// In layers with a window a token attends to this many tokens up to and with itself.
     pub sliding_window: Option<usize>,
+    /// Whether a token attends only to itself and those before it.
+    pub causal: bool,
     /// Biases on queries, keys and values.
     pub qkv_bias: bool,
     /// Bias on the output of attention.
     pub attn_output_bias: bool,
-    /// RMS norm on every query and key head before rotation.
-    pub qk_norm: bool,
+    /// Norms on queries and keys before rotation.
+    pub qk_norm: QkNorm,
+    /// The activation of feed-forward networks.
+    pub activation: Activation,
+    /// Whether feed-forward networks have a gate: `down(f(gate(x)) * up(x))` instead of `down(f(up(x)))`.
+    pub gated: bool,
+    /// Biases on the projections of feed-forward networks.
+    pub ffn_bias: bool,
+    /// Attention and feed-forward network stand side by side: `x + attention(norm(x)) + ffn(norm(x))`.
+    pub parallel_residual: bool,
+    /// Embeddings are multiplied by this.
+    pub embedding_scale: f32,
+    /// What attention and feed-forward networks give is multiplied by this before it is added.
+    pub residual_scale: f32,
+    /// Logits are multiplied by this.
+    pub logit_scale: f32,
+    /// Logits become `cap * tanh(logit / cap)`.
+    pub logit_cap: Option<f32>,
+    /// Whether there is an output matrix at all: encoders have none.
+    pub has_output: bool,
     /// The output matrix is the token embedding.
     pub tied_embeddings: bool,
     /// Token that starts a text.
@@ -227,6 +146,25 @@ impl ModelConfig {
         self.kv_heads * self.head_dim
     }
 
+    /// The window of a layer.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window
+            .filter(|_| self.layer_kinds[layer].window)
+    }
+
+    /// The rotary embedding of a layer, if it has one.
+    pub fn layer_rope(&self, layer: usize) -> Option<&RopeConfig> {
+        let LayerKind { window, rope, .. } = self.layer_kinds[layer];
+        let local = self.window_rope.as_ref().filter(|_| window);
+        rope.then(|| local.unwrap_or(&self.rope))
+    }
+
+    /// The widest feed-forward network.
+    pub fn widest_ffn(&self) -> usize {
+        let experts = self.experts.map_or(0, |experts| experts.widest());
+        self.ffn_size.max(experts)
+    }
+
     /// Query heads per key head.
     pub fn group_size(&self) -> usize {
         self.heads / self.kv_heads
@@ -240,7 +178,7 @@ impl ModelConfig {
         let sizes = [
             (Field::VocabSize, self.vocab_size, 1 << 24),
             (Field::HiddenSize, self.hidden_size, 1 << 20),
-            (Field::Layers, self.layers, 1 << 12),
+            (Field::Layers, self.layers, MAX_LAYERS as u64),
             (Field::Heads, self.heads, 1 << 14),
             (Field::KvHeads, self.kv_heads, 1 << 14),
             (Field::HeadDim, self.head_dim, 1 << 12),
@@ -263,18 +201,43 @@ impl ModelConfig {
                 format!("{} does not divide the {} heads", self.kv_heads, self.heads),
             );
         }
-        if !(self.rms_eps > 0.0 && self.rms_eps < 1.0) {
+        let norm_eps = match self.norm.kind {
+            NormKind::Rms => Field::RmsEps,
+            NormKind::Layer => Field::LayerNormEps,
+        };
+        if !(self.norm.eps > 0.0 && self.norm.eps < 1.0) {
             return refuse(
-                Field::RmsEps,
-                format!("must lie between 0 and 1, not {}", self.rms_eps),
+                norm_eps,
+                format!("must lie between 0 and 1, not {}", self.norm.eps),
             );
         }
-        if !(self.attention_scale > 0.0 && self.attention_scale.is_finite()) {
-            return refuse(
-                Field::AttentionScale,
-                format!("must be positive, not {}", self.attention_scale),
-            );
+        let numbers = [
+            (Field::AttentionScale, Some(self.attention_scale)),
+            (Field::AttentionCap, self.attention_cap),
+            (Field::LogitCap, self.logit_cap),
+            (Field::EmbeddingScale, Some(self.embedding_scale)),
+            (Field::ResidualScale, Some(self.residual_scale)),
+            (Field::LogitScale, Some(self.logit_scale)),
+        ];
+        for (field, number) in numbers {
+            if let Some(number) = number.filter(|n| !(*n > 0.0 && n.is_finite())) {
+                return refuse(field, format!("must be positive, not {number}"));
+            }
         }
+        if let Some((field, reason)) = self.experts.and_then(|experts| experts.fault()) {
+            return refuse(field, reason);
+        }
+        self.validate_tokens(path, dialect)?;
+        for rope in [Some(&self.rope), self.window_rope.as_ref()] {
+            self.validate_rope(rope, path, dialect)?;
+        }
+        Ok(())
+    }
+
+    fn validate_tokens(&self, path: &Path, dialect: Dialect<'_>) -> Result<(), ModelFileError> {
+        let refuse = |field: Field, reason: String| {
+            Err(ModelFileError::config(path, dialect.name(field), reason))
+        };
         for &token in self.bos.iter().chain(&self.eos) {
             if token as usize >= self.vocab_size {
                 let field = if self.eos.contains(&token) {
@@ -291,11 +254,19 @@ impl ModelConfig {
                 );
             }
         }
-        self.validate_rope(path, dialect)
+        Ok(())
     }
 
-    fn validate_rope(&self, path: &Path, dialect: Dialect<'_>) -> Result<(), ModelFileError> {
-        let rope = &self.rope;
+    fn validate_rope(
+        &self,
+        rope: Option<&RopeConfig>,
+        path: &Path,
+        dialect: Dialect<'_>,
+    ) -> Result<(), ModelFileError> {
+        let uses_rope = self.layer_kinds.iter().any(|kind| kind.rope);
+        let Some(rope) = rope.filter(|_| uses_rope) else {
+            return Ok(());
+        };
         let refuse = |field: Field, reason: String| {
             Err(ModelFileError::config(path, dialect.name(field), reason))
         };
@@ -315,86 +286,6 @@ impl ModelConfig {
         match rope.scaling.fault(rope.dims / 2) {
             Some(reason) => refuse(Field::RopeScaling, reason),
             None => Ok(()),
-        }
-    }
-}
-
-impl RopeScaling {
-    /// What is wrong with the numbers, if anything; `frequencies` is how many there are.
-    fn fault(&self, frequencies: usize) -> Option<String> {
-        let positive = |name: &str, value: f32| {
-            let good = value > 0.0 && value.is_finite();
-            (!good).then(|| format!("{name} must be positive, not {value}"))
-        };
-        let factor = |value: f32| {
-            let good = value >= 1.0 && value.is_finite();
-            (!good).then(|| format!("factor must be at least 1, not {value}"))
-        };
-        let context = |tokens: usize| {
-            let good = (1..=1usize << 32).contains(&tokens);
-            (!good).then(|| format!("original context of {tokens} tokens"))
-        };
-        let list = |name: &str, values: &[f32]| {
-            if values.len() != frequencies {
-                return Some(format!(
-                    "{name} has {} numbers for {frequencies} frequencies",
-                    values.len()
-                ));
-            }
-            values.iter().find_map(|&value| positive(name, value))
-        };
-        match self {
-            Self::None => None,
-            Self::Linear { factor: by } => factor(*by),
-            Self::Llama3 {
-                factor: by,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_context,
-            } => factor(*by)
-                .or_else(|| positive("low_freq_factor", *low))
-                .or_else(|| positive("high_freq_factor", *high))
-                .or_else(|| context(*original_context))
-                .or_else(|| {
-                    (low >= high).then(|| {
-                        format!("low_freq_factor {low} must be less than high_freq_factor {high}")
-                    })
-                }),
-            Self::Divisors { divisors } => list("list of divisors", divisors),
-            Self::Yarn {
-                factor: by,
-                original_context,
-                beta_fast,
-                beta_slow,
-                attention_factor,
-            } => factor(*by)
-                .or_else(|| context(*original_context))
-                .or_else(|| positive("beta_fast", *beta_fast))
-                .or_else(|| positive("beta_slow", *beta_slow))
-                .or_else(|| positive("attention_factor", *attention_factor))
-                .or_else(|| {
-                    (beta_slow >= beta_fast).then(|| {
-                        format!("beta_slow {beta_slow} must be less than beta_fast {beta_fast}")
-                    })
-                }),
-            Self::LongRope {
-                short,
-                long,
-                original_context,
-                attention_factor,
-            } => list("short_factor", short)
-                .or_else(|| list("long_factor", long))
-                .or_else(|| context(*original_context))
-                .or_else(|| positive("attention_factor", *attention_factor)),
-        }
-    }
-
-    /// The factor on cosine and sine that YaRN's authors advise for a context stretched `factor` times.
-    fn yarn_attention_factor(factor: f32) -> f32 {
-        if factor > 1.0 {
-            0.1 * factor.ln() + 1.0
-        } else {
-            1.0
         }
     }
 }

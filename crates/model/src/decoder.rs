@@ -5,7 +5,10 @@
 
 mod angles;
 mod cpu;
+mod feed_forward;
+mod layer;
 mod levels;
+mod loader;
 mod residency;
 mod scratch;
 mod weights;

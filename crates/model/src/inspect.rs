@@ -5,7 +5,6 @@ mod tokenizer;
 
 use std::path::{Path, PathBuf};
 
-use neap_kernels::format::WeightFormat;
 use serde::Serialize;
 
 use crate::config::{ModelConfig, architecture_name};
@@ -201,7 +200,7 @@ impl Inspection {
         let line = |info: &TensorInfo| TensorLine {
             name: info.name.clone(),
             shape: info.shape.clone(),
-            format: info.format.name(),
+            format: info.type_name(),
             bytes: info.bytes as u64,
         };
         Self {
@@ -266,20 +265,26 @@ impl Inspection {
 }
 
 fn format_shares(tensors: &[TensorInfo]) -> Vec<FormatShare> {
-    let share = |format: WeightFormat| {
-        let of_format = || tensors.iter().filter(move |info| info.format == format);
-        FormatShare {
-            format: format.name(),
-            tensors: of_format().count(),
-            parameters: of_format().map(|info| info.len() as u64).sum(),
-            bytes: of_format().map(|info| info.bytes as u64).sum(),
-        }
-    };
-    let mut shares: Vec<_> = WeightFormat::ALL
-        .into_iter()
-        .map(share)
-        .filter(|share| share.tensors > 0)
-        .collect();
+    let mut shares: Vec<FormatShare> = Vec::new();
+    for info in tensors {
+        let format = info.type_name();
+        let at = match shares.iter().position(|share| share.format == format) {
+            Some(at) => at,
+            None => {
+                shares.push(FormatShare {
+                    format,
+                    tensors: 0,
+                    parameters: 0,
+                    bytes: 0,
+                });
+                shares.len() - 1
+            }
+        };
+        let share = &mut shares[at];
+        share.tensors += 1;
+        share.parameters += info.len() as u64;
+        share.bytes += info.bytes as u64;
+    }
     shares.sort_by_key(|share| std::cmp::Reverse(share.bytes));
     shares
 }

@@ -3,7 +3,9 @@
 
 pub mod chat;
 pub mod config;
+pub mod convert;
 pub mod decoder;
+pub mod embed;
 pub mod gguf;
 pub mod inspect;
 pub mod mmap;

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{HfConfigFiles, ModelConfig};
 use crate::mmap::FileBytes;
+use crate::source::HF_PREFIXES;
 use crate::source::tensor::NameIndex;
 pub use crate::source::{ModelFileError, TensorInfo};
 
@@ -250,10 +251,18 @@ impl HfFolder {
                 .as_ref()
                 .map(|(path, contents)| (path.as_path(), contents.as_slice())),
         };
-        ModelConfig::from_hf(files, &|suffix| {
-            let name = format!("model.layers.0.{suffix}");
-            self.weights.tensor(&name).is_some()
-        })
+        let mut config = ModelConfig::from_hf(files, &|suffix| {
+            HF_PREFIXES.iter().any(|prefix| {
+                let name = format!("{prefix}layers.0.{suffix}");
+                self.weights.tensor(&name).is_some()
+            })
+        })?;
+        // An inner model alone, as embedders are published, writes no text.
+        let is_inner = self.weights.tensor("embed_tokens.weight").is_some();
+        if is_inner && !config.tied_embeddings && self.weights.tensor("lm_head.weight").is_none() {
+            config.has_output = false;
+        }
+        Ok(config)
     }
 
     /// `model_type` of `config.json`.
@@ -278,6 +287,7 @@ fn open_weights(folder: &Path) -> Result<SafetensorsFiles, ModelFileError> {
     for (tensor, file) in &index.weight_map {
         match weights.tensor(tensor) {
             Some(info) if index.files[info.file] == *file => {}
+            None if header::is_derived(tensor) => {}
             _ => {
                 let reason = format!("is not in '{file}', where the index puts it");
                 return Err(ModelFileError::tensor(&index_path, tensor, reason));

@@ -5,34 +5,41 @@
 //! need the next one, and that it is done with the last, so that no more than a few tensors of the file are resident.
 
 pub mod error;
+mod files;
 mod fingerprint;
 mod finite;
+mod locate;
 mod names;
+mod read;
 pub mod tensor;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 pub use error::ModelFileError;
+pub(crate) use files::{HF_PREFIXES, Part};
 pub use fingerprint::Fingerprint;
 pub use finite::first_non_finite;
-pub use names::{LayerTensor, TensorName};
+pub(crate) use locate::gguf_place;
+pub use names::{ExpertTensor, LayerTensor, TensorName};
 use neap_kernels::format::WeightFormat;
-pub use tensor::TensorInfo;
+pub use tensor::{Stored, TensorInfo};
 
 use crate::config::ModelConfig;
 use crate::gguf::{GgufFile, Value};
 use crate::mmap::FileBytes;
 use crate::safetensors::HfFolder;
-use names::Naming;
+use locate::Located;
 
 /// A model, open for loading: every tensor that its configuration asks for is there, in the right shape.
 #[derive(Debug)]
 pub struct ModelSource {
     config: ModelConfig,
     container: Container,
-    /// By [`TensorName::index`]: the number of the tensor in the container.
-    located: Vec<Option<u32>>,
+    located: HashMap<TensorName, Located>,
     weight_bytes: u64,
+    /// What matrices are quantized to as they are read.
+    quantize: Option<WeightFormat>,
 }
 
 #[derive(Debug)]
@@ -52,25 +59,33 @@ pub struct SourceTensor<'a> {
     pub format: WeightFormat,
     /// The dimensions, outermost first: `[rows, cols]` for a matrix, with `cols` contiguous.
     pub shape: &'a [usize],
-    /// The encoded values; not aligned.
+    /// The encoded values where [`SourceTensor::is_direct`]; else what they are made from. Not aligned.
     pub bytes: &'a [u8],
-    info: &'a TensorInfo,
+    file: usize,
+    offset: usize,
+    located: &'a Located,
+    source: &'a ModelSource,
 }
 
 impl SourceTensor<'_> {
     /// The product of all dimensions but the innermost; 1 for a vector.
     pub fn rows(&self) -> usize {
-        self.info.rows()
+        self.shape.iter().rev().skip(1).product()
     }
 
     /// The innermost dimension.
     pub fn cols(&self) -> usize {
-        self.info.cols()
+        self.shape.last().copied().unwrap_or(0)
     }
 
     /// The number of values.
     pub fn len(&self) -> usize {
-        self.info.len()
+        self.shape.iter().product()
+    }
+
+    /// Bytes of the values in [`SourceTensor::format`].
+    pub fn encoded_bytes(&self) -> usize {
+        self.len() / self.format.block_len() * self.format.block_bytes()
     }
 
     /// Always false: there are no tensors without values.
@@ -83,10 +98,13 @@ impl SourceTensor<'_> {
     /// # Errors
     /// If there are any; the message names the tensor and the offset in the file.
     pub fn validate_finite(&self) -> Result<(), ModelFileError> {
+        if !self.is_direct() {
+            return Ok(()); // checked as they are made
+        }
         let Some(block) = first_non_finite(self.format, self.bytes) else {
             return Ok(());
         };
-        let at = self.info.offset + block * self.format.block_bytes();
+        let at = self.offset + block * self.format.block_bytes();
         let what = if self.format.is_float() {
             "value"
         } else {
@@ -144,17 +162,14 @@ impl ModelSource {
     }
 
     fn assemble(config: ModelConfig, container: Container) -> Result<Self, ModelFileError> {
-        let located = locate(&config, &container)?;
-        let weight_bytes = located
-            .iter()
-            .flatten()
-            .map(|&i| container.tensors()[i as usize].bytes as u64)
-            .sum();
+        let located = locate::locate(&config, &container)?;
+        let weight_bytes = located.values().map(|place| place.bytes as u64).sum();
         Ok(Self {
             config,
             container,
             located,
             weight_bytes,
+            quantize: None,
         })
     }
 
@@ -163,10 +178,11 @@ impl ModelSource {
         &self.config
     }
 
-    /// Allows another context than the file names. Longer ones work as well as the model's rotary embedding
-    /// reaches: that is for the user to judge.
+    /// Allows another context than the file names, but for models whose positions are learned no longer one than
+    /// those. Longer ones work as well as the model's rotary embedding reaches: that is for the user to judge.
     pub fn set_context_length(&mut self, tokens: usize) {
-        self.config.context_length = tokens.max(1);
+        let most = self.config.learned_positions.unwrap_or(usize::MAX);
+        self.config.context_length = tokens.clamp(1, most);
     }
 
     /// The path that was opened: the (first) GGUF file, or the folder.
@@ -217,7 +233,7 @@ impl ModelSource {
     /// # Errors
     /// If `tokenizer.json` of a folder cannot be read.
     pub fn fingerprint(&self) -> Result<Fingerprint, ModelFileError> {
-        fingerprint::of(&self.container)
+        fingerprint::of(&self.container, self.quantize)
     }
 
     /// A tensor. [`TensorName::Output`] answers with the token embedding where the two are tied.
@@ -226,7 +242,7 @@ impl ModelSource {
     /// If a model of this configuration has no such tensor.
     pub fn tensor(&self, name: TensorName) -> Result<SourceTensor<'_>, ModelFileError> {
         self.optional(name).ok_or_else(|| {
-            let name = name.in_file(self.container.naming());
+            let name = name.to_string();
             ModelFileError::tensor(self.path(), name, "the model has no such tensor")
         })
     }
@@ -237,16 +253,27 @@ impl ModelSource {
             TensorName::Output if self.config.tied_embeddings => TensorName::TokenEmbedding,
             other => other,
         };
-        let number = (*self.located.get(name.index())?)?;
-        let info = &self.container.tensors()[number as usize];
+        let located = self.located.get(&name)?;
+        let info = &self.container.tensors()[located.tensor as usize];
+        let range = located.range(info);
         Some(SourceTensor {
             path: self.container.file_path(info.file),
             name: &info.name,
-            format: info.format,
-            shape: &info.shape,
-            bytes: &self.container.file_bytes(info.file)[info.range()],
-            info,
+            format: located.format,
+            shape: &located.shape,
+            bytes: &self.container.file_bytes(info.file)[range.clone()],
+            file: info.file,
+            offset: range.start,
+            located,
+            source: self,
         })
+    }
+
+    /// Whether some matrices do not stand in the files as the decoder wants them, and have to be made from them.
+    pub fn makes_weights(&self) -> bool {
+        self.located
+            .values()
+            .any(|place| !place.direct && place.shape.len() > 1)
     }
 
     /// Bytes of all tensors that the decoder uses, as they lie in the files.
@@ -263,25 +290,18 @@ impl ModelSource {
 
     /// Tells the system that the tensor will be read soon, so that it may read ahead.
     pub fn will_need(&self, tensor: &SourceTensor<'_>) {
-        let file = self.container.file_bytes(tensor.info.file);
-        file.will_need(tensor.info.range());
+        let file = self.container.file_bytes(tensor.file);
+        file.will_need(tensor.offset..tensor.offset + tensor.bytes.len());
     }
 
     /// Tells the system that the tensor's pages may leave this process's memory; another read brings them back.
     pub fn done_with(&self, tensor: &SourceTensor<'_>) {
-        let file = self.container.file_bytes(tensor.info.file);
-        file.done_with(tensor.info.range());
+        let file = self.container.file_bytes(tensor.file);
+        file.done_with(tensor.offset..tensor.offset + tensor.bytes.len());
     }
 }
 
 impl Container {
-    fn naming(&self) -> Naming {
-        match self {
-            Self::Gguf(_) => Naming::Gguf,
-            Self::HuggingFace(_) => Naming::HuggingFace,
-        }
-    }
-
     fn path(&self) -> &Path {
         match self {
             Self::Gguf(file) => file.path(),
@@ -330,47 +350,4 @@ impl Container {
             Self::HuggingFace(folder) => folder.weights().file_bytes(file),
         }
     }
-}
-
-/// Finds every tensor that the configuration asks for, checks its shape, and refuses tensors that it does not know:
-/// leaving one out would give wrong results without a word.
-fn locate(config: &ModelConfig, container: &Container) -> Result<Vec<Option<u32>>, ModelFileError> {
-    let naming = container.naming();
-    let mut used = vec![false; container.tensors().len()];
-    let mut located = Vec::new();
-    for name in TensorName::all(config) {
-        let file_name = name.in_file(naming);
-        let Some(number) = container.tensor_number(&file_name) else {
-            let reason = "is missing";
-            return Err(ModelFileError::tensor(container.path(), file_name, reason));
-        };
-        let info = &container.tensors()[number];
-        let expected = name.shape(config);
-        if info.shape != expected {
-            let reason = format!("has the shape {:?}, not {expected:?}", info.shape);
-            let path = container.file_path(info.file);
-            return Err(ModelFileError::tensor(path, file_name, reason));
-        }
-        used[number] = true;
-        // Grown tensor by tensor, so that a false number of layers costs nothing.
-        let index = name.index();
-        if located.len() <= index {
-            located.resize(index + 1, None);
-        }
-        located[index] = Some(number as u32);
-    }
-    let unknown = container
-        .tensors()
-        .iter()
-        .zip(used)
-        .find(|(info, used)| !used && !names::is_harmless(&info.name, config));
-    if let Some((info, _)) = unknown {
-        let reason = format!(
-            "is not known for the architecture {:?} with these options",
-            config.architecture
-        );
-        let path = container.file_path(info.file);
-        return Err(ModelFileError::tensor(path, &info.name, reason));
-    }
-    Ok(located)
 }

@@ -37,6 +37,7 @@ use crate::source::{ModelFileError, ModelSource};
 use bpe::{Alphabet, Bpe};
 use hf::HfEncoder;
 use pretokenize::Family;
+pub(crate) use pretokenize::splitter_name;
 use special::{Fragment, SpecialMatcher};
 use spm::Spm;
 use unigram::Unigram;
@@ -265,13 +266,37 @@ impl Tokenizer {
     /// Builds the tokenizer that a model brings, in a GGUF file or a Hugging Face folder.
     ///
     /// # Errors
-    /// As [`Self::from_gguf`] and [`Self::from_hf_folder`].
+    /// As [`Self::from_gguf`] and [`Self::from_hf_folder`]; also as [`Self::check_model`].
     pub fn from_source(source: &ModelSource) -> Result<Self, TokenizerError> {
-        match (source.gguf(), source.folder()) {
+        let tokenizer = match (source.gguf(), source.folder()) {
             (Some(file), _) => Self::from_gguf(file),
             (None, Some(folder)) => Self::from_hf_folder(folder),
             (None, None) => Err(TokenizerError::Missing {
                 field: "tokenizer".into(),
+            }),
+        }?;
+        tokenizer.check_model(source.config().vocab_size)?;
+        Ok(tokenizer)
+    }
+
+    /// Checks that a model of so many tokens has all that encoding may give. It may have more, as models padded to a
+    /// round size do: outputs without a token are no text.
+    ///
+    /// # Errors
+    /// [`TokenizerError::BeyondModel`] with the first token that the model has not.
+    pub fn check_model(&self, model_tokens: usize) -> Result<(), TokenizerError> {
+        let first = (model_tokens..self.vocab_size())
+            .map(|id| id as u32)
+            .find(|&id| {
+                self.token_type(id)
+                    .is_some_and(|kind| kind != TokenType::Unused)
+            });
+        match first {
+            None => Ok(()),
+            Some(id) => Err(TokenizerError::BeyondModel {
+                id,
+                text: self.token_text(id).unwrap_or_default(),
+                model_tokens,
             }),
         }
     }

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use neap_kernels::format::WeightFormat;
 
-use super::{ARCHITECTURES, ArchitectureRow, Dialect, Field, ModelConfig, RopeConfig, RopeScaling};
+use super::{
+    ARCHITECTURES, ArchitectureRow, Dialect, Field, ModelConfig, QkNorm, RopeConfig, RopeScaling,
+};
 use crate::gguf::{Array, GgufFile, Value};
 use crate::source::ModelFileError;
 
@@ -47,17 +49,17 @@ impl ModelConfig {
             path: file.path(),
             architecture: name,
         };
-        reader.refuse_unsupported()?;
+        reader.refuse_unsupported(row)?;
         let config = reader.config(row)?;
         config.validate(file.path(), Dialect::Gguf(name))?;
         Ok(config)
     }
 }
 
-struct Reader<'a> {
-    file: &'a GgufFile,
+pub(super) struct Reader<'a> {
+    pub(super) file: &'a GgufFile,
     path: &'a Path,
-    architecture: &'a str,
+    pub(super) architecture: &'a str,
 }
 
 impl Reader<'_> {
@@ -65,54 +67,81 @@ impl Reader<'_> {
         let hidden_size = self.need(Field::HiddenSize)?;
         let heads = self.need(Field::Heads)?;
         let head_dim = self.head_dim(hidden_size, heads)?;
-        let kv_heads = self.size(Field::KvHeads)?.unwrap_or(heads);
-        let rope_dims = self.size(Field::RopeDims)?.unwrap_or(head_dim);
-        let default_scale = 1.0 / (head_dim as f32).sqrt();
+        let layers = self.need(Field::Layers)?;
+        let context_length = self.need(Field::ContextLength)?;
+        let scaling = self.rope_scaling()?;
+        let rope = RopeConfig {
+            base: self.number(Field::RopeBase)?.unwrap_or(10_000.0),
+            dims: self.size(Field::RopeDims)?.unwrap_or(head_dim),
+            scaling,
+            layout: row.gguf_rope_layout,
+        };
+        let sliding_window = self.window(row)?;
+        let experts = self.experts(row)?;
+        let layer_kinds =
+            self.layer_kinds(row, layers, (sliding_window.is_some(), experts.is_some()))?;
+        let window_rope = self
+            .window_rope(row, &rope)?
+            .filter(|_| sliding_window.is_some());
+        let root = (hidden_size as f32).sqrt();
         Ok(ModelConfig {
             architecture: row.architecture,
             name: self.text("general.name"),
             vocab_size: self.vocab_size()?,
             hidden_size,
-            layers: self.need(Field::Layers)?,
+            layers,
             heads,
-            kv_heads,
+            kv_heads: self.size(Field::KvHeads)?.unwrap_or(heads),
             head_dim,
             ffn_size: self.need(Field::FfnSize)?,
-            context_length: self.need(Field::ContextLength)?,
-            rms_eps: self.number(Field::RmsEps)?.ok_or_else(|| {
-                self.refuse(
-                    &Dialect::Gguf(self.architecture).name(Field::RmsEps),
-                    MISSING,
-                )
-            })?,
-            rope: RopeConfig {
-                base: self.number(Field::RopeBase)?.unwrap_or(10_000.0),
-                dims: rope_dims,
-                scaling: self.rope_scaling()?,
-                layout: row.gguf_rope_layout,
+            experts,
+            layer_kinds,
+            context_length,
+            norm: self.norm(row)?,
+            rope,
+            window_rope,
+            learned_positions: self.rows_if(row.learned_positions, "position_embd.weight")?,
+            token_types: self.rows_if(self.has("token_types.weight"), "token_types.weight")?,
+            attention_scale: self.attention_scale(row, hidden_size, heads, head_dim, layers)?,
+            attention_cap: self.cap(row, Field::AttentionCap, 50.0)?,
+            sliding_window,
+            causal: row.causal,
+            qkv_bias: row.needs_qkv_bias
+                || self.has("blk.0.attn_q.bias")
+                || self.has("blk.0.attn_qkv.bias"),
+            attn_output_bias: row.ffn_bias || self.has("blk.0.attn_output.bias"),
+            qk_norm: match row.qk_norm {
+                QkNorm::None if self.has("blk.0.attn_q_norm.weight") => QkNorm::Heads,
+                norm => norm,
             },
-            attention_scale: self.number(Field::AttentionScale)?.unwrap_or(default_scale),
-            sliding_window: self
-                .size(Field::SlidingWindow)?
-                .filter(|&tokens| tokens != 0),
-            qkv_bias: row.needs_qkv_bias || self.has("blk.0.attn_q.bias"),
-            attn_output_bias: self.has("blk.0.attn_output.bias"),
-            qk_norm: row.needs_qk_norm || self.has("blk.0.attn_q_norm.weight"),
-            tied_embeddings: !self.has("output.weight"),
+            activation: row.activation,
+            gated: row.gated,
+            ffn_bias: row.ffn_bias || self.has("blk.0.ffn_up.bias"),
+            parallel_residual: self
+                .flag("use_parallel_residual")?
+                .unwrap_or(row.parallel_residual),
+            embedding_scale: self
+                .scale(row, Field::EmbeddingScale)?
+                .unwrap_or(if row.scales_embedding { root } else { 1.0 }),
+            residual_scale: self.scale(row, Field::ResidualScale)?.unwrap_or(1.0),
+            logit_scale: 1.0 / self.scale(row, Field::LogitScale)?.unwrap_or(1.0),
+            logit_cap: self.cap(row, Field::LogitCap, 30.0)?,
+            has_output: row.causal,
+            tied_embeddings: row.causal && !self.has("output.weight"),
             bos: self.token("tokenizer.ggml.bos_token_id")?,
             eos: self.end_tokens()?,
         })
     }
 
-    fn refuse(&self, field: &str, reason: impl Into<String>) -> ModelFileError {
+    pub(super) fn refuse(&self, field: &str, reason: impl Into<String>) -> ModelFileError {
         ModelFileError::config(self.path, field, reason)
     }
 
-    fn key(&self, suffix: &str) -> String {
+    pub(super) fn key(&self, suffix: &str) -> String {
         format!("{}.{suffix}", self.architecture)
     }
 
-    fn has(&self, tensor: &str) -> bool {
+    pub(super) fn has(&self, tensor: &str) -> bool {
         self.file.tensor(tensor).is_some()
     }
 
@@ -123,17 +152,17 @@ impl Reader<'_> {
             .map(str::to_owned)
     }
 
-    fn size(&self, field: Field) -> Result<Option<usize>, ModelFileError> {
+    pub(super) fn size(&self, field: Field) -> Result<Option<usize>, ModelFileError> {
         self.size_at(&Dialect::Gguf(self.architecture).name(field))
     }
 
-    fn need(&self, field: Field) -> Result<usize, ModelFileError> {
+    pub(super) fn need(&self, field: Field) -> Result<usize, ModelFileError> {
         self.size(field)?
             .ok_or_else(|| self.refuse(&Dialect::Gguf(self.architecture).name(field), MISSING))
     }
 
     /// A whole number. Some files give one number per layer; they are accepted if all are the same.
-    fn size_at(&self, key: &str) -> Result<Option<usize>, ModelFileError> {
+    pub(super) fn size_at(&self, key: &str) -> Result<Option<usize>, ModelFileError> {
         let number = |value: &Value| match value {
             Value::Array(Array::U32(each)) => uniform(each).map(u64::from),
             Value::Array(Array::I32(each)) => uniform(each).and_then(|n| u64::try_from(n).ok()),
@@ -152,11 +181,11 @@ impl Reader<'_> {
         })
     }
 
-    fn number(&self, field: Field) -> Result<Option<f32>, ModelFileError> {
+    pub(super) fn number(&self, field: Field) -> Result<Option<f32>, ModelFileError> {
         self.number_at(&Dialect::Gguf(self.architecture).name(field))
     }
 
-    fn number_at(&self, key: &str) -> Result<Option<f32>, ModelFileError> {
+    pub(super) fn number_at(&self, key: &str) -> Result<Option<f32>, ModelFileError> {
         let Some(value) = self.file.metadata(key) else {
             return Ok(None);
         };
@@ -315,31 +344,9 @@ impl Reader<'_> {
             numbers.iter().map(|&n| f32::from_le_bytes(n)).collect(),
         ))
     }
-
-    fn refuse_unsupported(&self) -> Result<(), ModelFileError> {
-        let experts = self.key("expert_count");
-        if self.size_at(&experts)?.is_some_and(|count| count > 0) {
-            return Err(self.refuse(&experts, "mixtures of experts are not supported"));
-        }
-        for suffix in [
-            "attention.clamp_kqv",
-            "attention.max_alibi_bias",
-            "logit_scale",
-            "residual_scale",
-            "embedding_scale",
-            "attn_logit_softcapping",
-            "final_logit_softcapping",
-        ] {
-            let key = self.key(suffix);
-            if self.number_at(&key)?.is_some_and(|value| value != 0.0) {
-                return Err(self.refuse(&key, "is not supported"));
-            }
-        }
-        Ok(())
-    }
 }
 
-const MISSING: &str = "is missing";
+pub(super) const MISSING: &str = "is missing";
 
 fn uniform<T: Copy + PartialEq>(values: &[T]) -> Option<T> {
     let first = *values.first()?;

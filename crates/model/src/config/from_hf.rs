@@ -5,66 +5,84 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::from_hf_rope::RawRope;
 use super::{
-    ARCHITECTURES, ArchitectureRow, Dialect, Field, ModelConfig, RopeConfig, RopeLayout,
-    RopeScaling,
+    ARCHITECTURES, Activation, Architecture, ArchitectureRow, Dialect, ExpertsConfig, Field,
+    LayerKind, MAX_LAYERS, ModelConfig, NormConfig, NormKind, QkNorm, WindowPattern,
 };
 use crate::source::ModelFileError;
 
 /// The fields of `config.json` that matter here. What may be absent or null is an `Option`.
 #[derive(Debug, Deserialize)]
-struct RawConfig {
+pub(super) struct RawConfig {
     model_type: Option<String>,
     #[serde(rename = "_name_or_path")]
     name: Option<String>,
     vocab_size: Option<usize>,
+    #[serde(alias = "n_embd")]
     hidden_size: Option<usize>,
+    #[serde(alias = "n_layer")]
     num_hidden_layers: Option<usize>,
+    #[serde(alias = "n_head")]
     num_attention_heads: Option<usize>,
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
+    #[serde(alias = "n_inner")]
     intermediate_size: Option<usize>,
+    #[serde(alias = "n_positions")]
     max_position_embeddings: Option<usize>,
+    pub(super) original_max_position_embeddings: Option<usize>,
     rms_norm_eps: Option<f32>,
-    rope_theta: Option<f32>,
-    rope_scaling: Option<RawRope>,
+    #[serde(alias = "layer_norm_epsilon")]
+    layer_norm_eps: Option<f32>,
+    pub(super) rope_theta: Option<f32>,
+    pub(super) rotary_emb_base: Option<f32>,
+    pub(super) rope_local_base_freq: Option<f32>,
+    pub(super) rope_scaling: Option<RawRope>,
     /// Holds `rope_theta` and `rope_scaling` together in newer files.
-    rope_parameters: Option<RawRope>,
-    partial_rotary_factor: Option<f32>,
+    pub(super) rope_parameters: Option<Value>,
+    pub(super) partial_rotary_factor: Option<f32>,
+    pub(super) rotary_pct: Option<f32>,
+    no_rope_layers: Option<Vec<u8>>,
     sliding_window: Option<usize>,
     use_sliding_window: Option<bool>,
+    max_window_layers: Option<usize>,
+    sliding_window_pattern: Option<usize>,
     layer_types: Option<Vec<String>>,
     tie_word_embeddings: Option<bool>,
     hidden_act: Option<String>,
+    /// Gemma's name for `hidden_act`, which its files may give beside it.
+    hidden_activation: Option<String>,
+    /// GPT-2's.
+    activation_function: Option<String>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
+    use_parallel_residual: Option<bool>,
+    qk_layernorm: Option<bool>,
     quantization_config: Option<Value>,
     num_local_experts: Option<usize>,
     num_experts: Option<usize>,
+    num_experts_per_tok: Option<usize>,
+    moe_intermediate_size: Option<usize>,
+    shared_expert_intermediate_size: Option<usize>,
+    norm_topk_prob: Option<bool>,
+    decoder_sparse_step: Option<usize>,
+    mlp_only_layers: Option<Vec<usize>>,
+    clip_qkv: Option<f32>,
+    query_pre_attn_scalar: Option<f32>,
+    attn_logit_softcapping: Option<f32>,
+    final_logit_softcapping: Option<f32>,
+    attention_multiplier: Option<f32>,
+    embedding_multiplier: Option<f32>,
+    residual_multiplier: Option<f32>,
+    logits_scaling: Option<f32>,
+    use_bidirectional_attention: Option<bool>,
+    scale_attn_by_inverse_layer_idx: Option<bool>,
+    scale_attn_weights: Option<bool>,
+    position_embedding_type: Option<String>,
+    type_vocab_size: Option<usize>,
     bos_token_id: Option<Value>,
     eos_token_id: Option<Value>,
-}
-
-/// `rope_scaling` or `rope_parameters`.
-#[derive(Clone, Debug, Default, Deserialize)]
-struct RawRope {
-    rope_type: Option<String>,
-    /// The older name of `rope_type`; some files give both.
-    #[serde(rename = "type")]
-    old_type: Option<String>,
-    rope_theta: Option<f32>,
-    partial_rotary_factor: Option<f32>,
-    factor: Option<f32>,
-    low_freq_factor: Option<f32>,
-    high_freq_factor: Option<f32>,
-    original_max_position_embeddings: Option<usize>,
-    beta_fast: Option<f32>,
-    beta_slow: Option<f32>,
-    attention_factor: Option<f32>,
-    mscale: Option<f32>,
-    mscale_all_dim: Option<f32>,
-    short_factor: Option<Vec<f32>>,
-    long_factor: Option<Vec<f32>>,
 }
 
 /// `generation_config.json`: it may name more tokens that end a text.
@@ -93,7 +111,6 @@ impl ModelConfig {
     ) -> Result<Self, ModelFileError> {
         let path = files.path;
         let model_type = model_type(path, files.config)?;
-        let raw: RawConfig = parse(path, files.config)?;
         let row = ARCHITECTURES.iter().find(|row| row.hf_name == model_type);
         let row = row.ok_or_else(|| {
             let known: Vec<_> = ARCHITECTURES.iter().map(|row| row.hf_name).collect();
@@ -103,8 +120,9 @@ impl ModelConfig {
             );
             ModelFileError::config(path, "model_type", reason)
         })?;
+        let raw: RawConfig = parse(path, files.config)?;
         let reader = Reader { path, raw: &raw };
-        reader.refuse_unsupported()?;
+        reader.refuse_unsupported(row)?;
         let mut config = reader.config(row, has_tensor)?;
         if let Some((path, contents)) = files.generation {
             let generation: RawGeneration = parse(path, contents)?;
@@ -138,9 +156,9 @@ fn parse<'a, T: Deserialize<'a>>(path: &Path, contents: &'a [u8]) -> Result<T, M
         .map_err(|error| ModelFileError::config(path, "JSON", error.to_string()))
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     path: &'a Path,
-    raw: &'a RawConfig,
+    pub(super) raw: &'a RawConfig,
 }
 
 impl Reader<'_> {
@@ -150,42 +168,62 @@ impl Reader<'_> {
         has_tensor: &dyn Fn(&str) -> bool,
     ) -> Result<ModelConfig, ModelFileError> {
         let raw = self.raw;
-        let need = |field: Field, value: Option<usize>| {
-            value.ok_or_else(|| self.refuse(&Dialect::HuggingFace.name(field), MISSING))
-        };
-        let hidden_size = need(Field::HiddenSize, raw.hidden_size)?;
-        let heads = need(Field::Heads, raw.num_attention_heads)?;
-        let head_dim = match raw.head_dim {
-            Some(head_dim) => head_dim,
-            None if heads == 0 || !hidden_size.is_multiple_of(heads) => {
-                let reason = format!("{heads} heads do not divide a width of {hidden_size}");
-                return Err(self.refuse("num_attention_heads", reason));
-            }
-            None => hidden_size / heads,
-        };
-        let context_length = need(Field::ContextLength, raw.max_position_embeddings)?;
+        let hidden_size = self.need(Field::HiddenSize, raw.hidden_size)?;
+        let heads = self.need(Field::Heads, raw.num_attention_heads)?;
+        let head_dim = self.head_dim(hidden_size, heads)?;
+        let context_length = self.need(Field::ContextLength, raw.max_position_embeddings)?;
+        let layers = self.need(Field::Layers, raw.num_hidden_layers)?;
         let biased = raw.attention_bias == Some(true);
+        let (rope, window_rope) = self.ropes(row, head_dim, context_length)?;
+        let experts = self.experts(row)?;
+        let (sliding_window, layer_kinds) = self.layers(row, layers, experts.is_some())?;
+        let ffn_size = match raw.intermediate_size {
+            None if row.architecture == Architecture::Gpt2 => hidden_size.saturating_mul(4),
+            size => self.need(Field::FfnSize, size)?,
+        };
+        let root = (hidden_size as f32).sqrt();
         Ok(ModelConfig {
             architecture: row.architecture,
             name: raw.name.clone().filter(|name| !name.is_empty()),
-            vocab_size: need(Field::VocabSize, raw.vocab_size)?,
+            vocab_size: self.need(Field::VocabSize, raw.vocab_size)?,
             hidden_size,
-            layers: need(Field::Layers, raw.num_hidden_layers)?,
+            layers,
             heads,
             kv_heads: raw.num_key_value_heads.unwrap_or(heads),
             head_dim,
-            ffn_size: need(Field::FfnSize, raw.intermediate_size)?,
+            ffn_size,
+            experts,
+            layer_kinds,
             context_length,
-            rms_eps: raw
-                .rms_norm_eps
-                .ok_or_else(|| self.refuse("rms_norm_eps", MISSING))?,
-            rope: self.rope(head_dim, context_length)?,
-            attention_scale: 1.0 / (head_dim as f32).sqrt(),
-            sliding_window: self.sliding_window()?,
+            norm: self.norm(row)?,
+            rope,
+            window_rope,
+            learned_positions: row.learned_positions.then_some(context_length),
+            token_types: raw.type_vocab_size.filter(|_| !row.causal),
+            attention_scale: self.attention_scale(head_dim),
+            attention_cap: raw.attn_logit_softcapping,
+            sliding_window,
+            causal: row.causal && raw.use_bidirectional_attention != Some(true),
             qkv_bias: row.needs_qkv_bias || biased || has_tensor("self_attn.q_proj.bias"),
-            attn_output_bias: biased || has_tensor("self_attn.o_proj.bias"),
-            qk_norm: row.needs_qk_norm || has_tensor("self_attn.q_norm.weight"),
-            tied_embeddings: raw.tie_word_embeddings.unwrap_or(false),
+            attn_output_bias: row.ffn_bias || biased || has_tensor("self_attn.o_proj.bias"),
+            qk_norm: match row.qk_norm {
+                QkNorm::None if has_tensor("self_attn.q_norm.weight") => QkNorm::Heads,
+                norm => norm,
+            },
+            activation: self.activation(row)?,
+            gated: row.gated,
+            ffn_bias: row.ffn_bias || raw.mlp_bias == Some(true),
+            parallel_residual: raw.use_parallel_residual.unwrap_or(row.parallel_residual),
+            embedding_scale: raw.embedding_multiplier.unwrap_or(if row.scales_embedding {
+                root
+            } else {
+                1.0
+            }),
+            residual_scale: raw.residual_multiplier.unwrap_or(1.0),
+            logit_scale: 1.0 / raw.logits_scaling.unwrap_or(1.0),
+            logit_cap: raw.final_logit_softcapping,
+            has_output: row.causal,
+            tied_embeddings: row.causal && raw.tie_word_embeddings.unwrap_or(ties_by_default(row)),
             bos: tokens(self.path, "bos_token_id", raw.bos_token_id.as_ref())?
                 .first()
                 .copied(),
@@ -193,170 +231,232 @@ impl Reader<'_> {
         })
     }
 
-    fn refuse(&self, field: &str, reason: impl Into<String>) -> ModelFileError {
+    fn need(&self, field: Field, value: Option<usize>) -> Result<usize, ModelFileError> {
+        value.ok_or_else(|| self.refuse(&Dialect::HuggingFace.name(field), MISSING))
+    }
+
+    pub(super) fn refuse(&self, field: &str, reason: impl Into<String>) -> ModelFileError {
         ModelFileError::config(self.path, field, reason)
     }
 
-    fn refuse_unsupported(&self) -> Result<(), ModelFileError> {
-        let raw = self.raw;
-        match raw.hidden_act.as_deref() {
-            None | Some("silu" | "swish") => {}
-            Some(other) => {
-                return Err(self.refuse("hidden_act", format!("'{other}' is not supported")));
+    fn head_dim(&self, hidden_size: usize, heads: usize) -> Result<usize, ModelFileError> {
+        match self.raw.head_dim {
+            Some(head_dim) => Ok(head_dim),
+            None if heads == 0 || !hidden_size.is_multiple_of(heads) => {
+                let reason = format!("{heads} heads do not divide a width of {hidden_size}");
+                Err(self.refuse("num_attention_heads", reason))
             }
+            None => Ok(hidden_size / heads),
         }
-        if raw.mlp_bias == Some(true) {
-            return Err(self.refuse("mlp_bias", "is not supported"));
-        }
-        if let Some(quantization) = &raw.quantization_config {
-            let method = quantization["quant_method"]
-                .as_str()
-                .unwrap_or("of an unnamed method");
-            let reason = format!("quantized weights ({method}) are not supported");
-            return Err(self.refuse("quantization_config", reason));
-        }
-        for (field, experts) in [
-            ("num_local_experts", raw.num_local_experts),
-            ("num_experts", raw.num_experts),
-        ] {
-            if experts.is_some_and(|experts| experts > 0) {
-                return Err(self.refuse(field, "mixtures of experts are not supported"));
-            }
-        }
-        Ok(())
     }
 
-    /// The window of all layers. Layers with a window beside layers without one are not supported.
-    fn sliding_window(&self) -> Result<Option<usize>, ModelFileError> {
-        let raw = self.raw;
-        let window = raw.sliding_window.filter(|_| {
-            // Qwen's files carry a window that they switch off.
-            raw.use_sliding_window
-                .unwrap_or(raw.model_type.as_deref() == Some("mistral"))
-        });
-        let Some(kinds) = &raw.layer_types else {
-            if window.is_some() && raw.use_sliding_window == Some(true) {
-                // Without the list, Qwen's own rule puts a window on some layers only.
-                let reason = "a sliding window on some of the layers is not supported";
-                return Err(self.refuse("use_sliding_window", reason));
-            }
-            return Ok(window);
+    fn norm(&self, row: &ArchitectureRow) -> Result<NormConfig, ModelFileError> {
+        let (field, eps) = match row.norm {
+            NormKind::Rms => (Field::RmsEps, self.raw.rms_norm_eps),
+            NormKind::Layer => (Field::LayerNormEps, self.raw.layer_norm_eps),
         };
-        let sliding = kinds
-            .iter()
-            .filter(|kind| *kind == "sliding_attention")
-            .count();
-        let full = kinds
-            .iter()
-            .filter(|kind| *kind == "full_attention")
-            .count();
-        match (sliding, full, window) {
-            (0, full, _) if full == kinds.len() => Ok(None),
-            (sliding, 0, Some(window)) if sliding == kinds.len() => Ok(Some(window)),
-            _ => Err(self.refuse(
-                "layer_types",
-                "layers that attend in different ways are not supported",
-            )),
-        }
-    }
-
-    fn rope(&self, head_dim: usize, context: usize) -> Result<RopeConfig, ModelFileError> {
-        let raw = self.raw;
-        let joint = raw.rope_parameters.clone().unwrap_or_default();
-        let part = joint.partial_rotary_factor.or(raw.partial_rotary_factor);
-        let part = part.unwrap_or(1.0);
-        if !(part > 0.0 && part <= 1.0) {
-            let reason = format!("must lie between 0 and 1, not {part}");
-            return Err(self.refuse("partial_rotary_factor", reason));
-        }
-        let scaling = raw.rope_scaling.as_ref().or(raw.rope_parameters.as_ref());
-        Ok(RopeConfig {
-            base: joint.rope_theta.or(raw.rope_theta).unwrap_or(10_000.0),
-            dims: (head_dim as f64 * f64::from(part)) as usize,
-            scaling: match scaling {
-                Some(scaling) => self.rope_scaling(scaling, context)?,
-                None => RopeScaling::None,
-            },
-            layout: RopeLayout::Halves,
+        let eps = eps.ok_or_else(|| self.refuse(&Dialect::HuggingFace.name(field), MISSING))?;
+        Ok(NormConfig {
+            kind: row.norm,
+            eps,
+            place: row.norm_place,
+            bias: row.norm_bias,
         })
     }
 
-    fn rope_scaling(&self, raw: &RawRope, context: usize) -> Result<RopeScaling, ModelFileError> {
-        let need = |name: &str, value: Option<f32>| {
-            value.ok_or_else(|| self.refuse(&format!("rope_scaling.{name}"), MISSING))
-        };
-        let original_context = raw.original_max_position_embeddings;
-        let kind = raw.rope_type.as_deref().or(raw.old_type.as_deref());
-        match kind.unwrap_or("default") {
-            "default" => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear {
-                factor: need("factor", raw.factor)?,
-            }),
-            "llama3" => Ok(RopeScaling::Llama3 {
-                factor: need("factor", raw.factor)?,
-                low_freq_factor: need("low_freq_factor", raw.low_freq_factor)?,
-                high_freq_factor: need("high_freq_factor", raw.high_freq_factor)?,
-                original_context: original_context.ok_or_else(|| {
-                    self.refuse("rope_scaling.original_max_position_embeddings", MISSING)
-                })?,
-            }),
-            "yarn" => {
-                let original_context = original_context.unwrap_or(context);
-                let factor = match raw.factor {
-                    Some(factor) => factor,
-                    None => context as f32 / original_context.max(1) as f32,
-                };
-                Ok(RopeScaling::Yarn {
-                    factor,
-                    original_context,
-                    beta_fast: raw.beta_fast.unwrap_or(32.0),
-                    beta_slow: raw.beta_slow.unwrap_or(1.0),
-                    attention_factor: raw.attention_factor.unwrap_or_else(|| {
-                        yarn_attention_factor(factor, raw.mscale, raw.mscale_all_dim)
-                    }),
-                })
-            }
-            "longrope" => {
-                let original_context = original_context.unwrap_or(context);
-                let factor = context as f32 / original_context.max(1) as f32;
-                let factor = raw.factor.unwrap_or(factor);
-                let list = |name: &str, list: &Option<Vec<f32>>| {
-                    list.clone()
-                        .ok_or_else(|| self.refuse(&format!("rope_scaling.{name}"), MISSING))
-                };
-                Ok(RopeScaling::LongRope {
-                    short: list("short_factor", &raw.short_factor)?,
-                    long: list("long_factor", &raw.long_factor)?,
-                    original_context,
-                    attention_factor: raw.attention_factor.unwrap_or_else(|| {
-                        if factor <= 1.0 {
-                            return 1.0;
-                        }
-                        (1.0 + factor.ln() / (original_context as f32).ln()).sqrt()
-                    }),
-                })
-            }
-            other => Err(self.refuse(
-                "rope_scaling.rope_type",
-                format!("'{other}' is not supported"),
-            )),
+    fn attention_scale(&self, head_dim: usize) -> f32 {
+        match (
+            self.raw.attention_multiplier,
+            self.raw.query_pre_attn_scalar,
+        ) {
+            (Some(scale), _) => scale,
+            (None, Some(width)) => 1.0 / width.sqrt(),
+            (None, None) if self.raw.scale_attn_weights == Some(false) => 1.0,
+            (None, None) => 1.0 / (head_dim as f32).sqrt(),
         }
+    }
+
+    fn activation(&self, row: &ArchitectureRow) -> Result<Activation, ModelFileError> {
+        // Gemma's older files say "gelu" and mean its tanh form.
+        let gemma = row.scales_embedding;
+        let raw = self.raw;
+        let names = [
+            &raw.hidden_activation,
+            &raw.hidden_act,
+            &raw.activation_function,
+        ];
+        match names.into_iter().flatten().next().map(String::as_str) {
+            None => Ok(row.activation),
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Ok(Activation::GeluTanh),
+            Some("gelu") if gemma => Ok(Activation::GeluTanh),
+            Some("gelu") => Ok(Activation::GeluErf),
+            Some(other) => Err(self.refuse("hidden_act", format!("'{other}' is not supported"))),
+        }
+    }
+
+    fn experts(&self, row: &ArchitectureRow) -> Result<Option<ExpertsConfig>, ModelFileError> {
+        let raw = self.raw;
+        let count = raw.num_local_experts.or(raw.num_experts);
+        let has_experts = matches!(
+            row.architecture,
+            Architecture::Mixtral
+                | Architecture::Qwen2Moe
+                | Architecture::Qwen3Moe
+                | Architecture::Olmoe
+        );
+        if !has_experts {
+            let field = match raw.num_local_experts {
+                Some(_) => "num_local_experts",
+                None => "num_experts",
+            };
+            return match count.filter(|&count| count > 0) {
+                None => Ok(None),
+                Some(_) => Err(self.refuse(
+                    field,
+                    format!("experts are not supported for '{}'", row.hf_name),
+                )),
+            };
+        }
+        Ok(Some(ExpertsConfig {
+            count: self.need(Field::Experts, count)?,
+            used: self.need(Field::ExpertsUsed, raw.num_experts_per_tok)?,
+            ffn_size: match row.architecture {
+                Architecture::Mixtral | Architecture::Olmoe => {
+                    self.need(Field::FfnSize, raw.intermediate_size)?
+                }
+                _ => self.need(Field::ExpertFfnSize, raw.moe_intermediate_size)?,
+            },
+            normalized: match row.architecture {
+                Architecture::Mixtral => true,
+                // The library's default.
+                _ => raw.norm_topk_prob.unwrap_or(false),
+            },
+            shared_ffn_size: match row.architecture {
+                Architecture::Qwen2Moe => {
+                    Some(self.need(Field::SharedFfnSize, raw.shared_expert_intermediate_size)?)
+                }
+                _ => None,
+            },
+        }))
+    }
+
+    fn refuse_unsupported(&self, row: &ArchitectureRow) -> Result<(), ModelFileError> {
+        let raw = self.raw;
+        if raw.mlp_bias == Some(true) && row.hf_name != "llama" {
+            return Err(self.refuse("mlp_bias", "is not supported for this architecture"));
+        }
+        if row.architecture == Architecture::StableLm && raw.use_parallel_residual == Some(true) {
+            return Err(self.refuse("use_parallel_residual", "is not supported for StableLM"));
+        }
+        for (field, set) in [
+            ("qk_layernorm", raw.qk_layernorm == Some(true)),
+            ("clip_qkv", raw.clip_qkv.is_some()),
+            (
+                "scale_attn_by_inverse_layer_idx",
+                raw.scale_attn_by_inverse_layer_idx == Some(true),
+            ),
+            (
+                "use_bidirectional_attention",
+                row.causal && raw.use_bidirectional_attention == Some(true),
+            ),
+        ] {
+            if set {
+                return Err(self.refuse(field, "is not supported"));
+            }
+        }
+        match raw.position_embedding_type.as_deref() {
+            None | Some("absolute") => {}
+            Some(other) => {
+                let reason = format!("'{other}' is not supported");
+                return Err(self.refuse("position_embedding_type", reason));
+            }
+        }
+        self.refuse_quantization()
+    }
+
+    /// FP8 weights carry their scales beside them and are read; other methods lay weights out in their own ways.
+    fn refuse_quantization(&self) -> Result<(), ModelFileError> {
+        let Some(quantization) = &self.raw.quantization_config else {
+            return Ok(());
+        };
+        let method = quantization["quant_method"]
+            .as_str()
+            .unwrap_or("of an unnamed method");
+        if matches!(method, "fp8" | "fbgemm_fp8") {
+            return Ok(());
+        }
+        let reason = format!("quantized weights ({method}) are not supported (fp8 is)");
+        Err(self.refuse("quantization_config", reason))
+    }
+
+    /// The window, and what each layer is.
+    fn layers(
+        &self,
+        row: &ArchitectureRow,
+        layers: usize,
+        experts: bool,
+    ) -> Result<(Option<usize>, Vec<LayerKind>), ModelFileError> {
+        let windows = self.windows(row, layers)?;
+        let sparse_step = self.raw.decoder_sparse_step.unwrap_or(1).max(1);
+        let dense = self.raw.mlp_only_layers.as_deref().unwrap_or_default();
+        let no_rope = self.raw.no_rope_layers.as_deref();
+        let kind = |layer: usize| LayerKind {
+            window: windows.get(layer).copied().unwrap_or(false),
+            rope: !row.learned_positions
+                && match (no_rope, row.no_rope_step) {
+                    (Some(list), Some(_)) => list.get(layer).is_none_or(|&rotated| rotated != 0),
+                    (_, Some(step)) => !(layer + 1).is_multiple_of(step),
+                    _ => true,
+                },
+            experts: experts && (layer + 1).is_multiple_of(sparse_step) && !dense.contains(&layer),
+        };
+        let kinds: Vec<LayerKind> = (0..layers.min(MAX_LAYERS)).map(kind).collect();
+        let used = kinds.iter().any(|kind| kind.window);
+        Ok((self.raw.sliding_window.filter(|_| used), kinds))
+    }
+
+    /// Which layers have the window.
+    fn windows(&self, row: &ArchitectureRow, layers: usize) -> Result<Vec<bool>, ModelFileError> {
+        let raw = self.raw;
+        // Qwen's files carry a window that they switch off; others use what they carry.
+        let always = !matches!(raw.model_type.as_deref(), Some(name) if name.starts_with("qwen"))
+            && row.architecture != Architecture::Llama
+            && row.architecture != Architecture::SmolLm3;
+        let on = raw.sliding_window.is_some() && raw.use_sliding_window.unwrap_or(always);
+        let layers = layers.min(MAX_LAYERS);
+        let Some(kinds) = &raw.layer_types else {
+            let pattern = match (row.window_pattern, raw.sliding_window_pattern) {
+                (WindowPattern::AllButEvery(_), Some(n)) => WindowPattern::AllButEvery(n.max(1)),
+                (pattern, _) => pattern,
+            };
+            // Qwen's own rule: the first `max_window_layers` attend to everything.
+            let first = match raw.use_sliding_window {
+                Some(true) => raw.max_window_layers.unwrap_or(0),
+                _ => 0,
+            };
+            let windowed = |layer: usize| match pattern {
+                WindowPattern::All => layer >= first,
+                WindowPattern::AllButEvery(n) => !(layer + 1).is_multiple_of(n),
+            };
+            return Ok((0..layers).map(|layer| on && windowed(layer)).collect());
+        };
+        let kind = |kind: &String| match kind.as_str() {
+            "sliding_attention" if raw.sliding_window.is_some() => Ok(true),
+            "full_attention" => Ok(false),
+            other => Err(self.refuse("layer_types", format!("'{other}' is not supported here"))),
+        };
+        if kinds.len() != layers {
+            let reason = format!("has {} entries for {layers} layers", kinds.len());
+            return Err(self.refuse("layer_types", reason));
+        }
+        kinds.iter().map(kind).collect()
     }
 }
 
-/// The rule of the `transformers` library.
-fn yarn_attention_factor(factor: f32, mscale: Option<f32>, mscale_all_dim: Option<f32>) -> f32 {
-    let scaled = |mscale: f32| {
-        if factor > 1.0 {
-            0.1 * mscale * factor.ln() + 1.0
-        } else {
-            1.0
-        }
-    };
-    match (mscale, mscale_all_dim) {
-        (Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => scaled(mscale) / scaled(all),
-        _ => RopeScaling::yarn_attention_factor(factor),
-    }
+/// Whether the library ties the output to the embedding where the file does not say.
+fn ties_by_default(row: &ArchitectureRow) -> bool {
+    row.scales_embedding || matches!(row.architecture, Architecture::Gpt2 | Architecture::SmolLm3)
 }
 
 /// A token id, a list of them, or null.
@@ -372,4 +472,4 @@ fn tokens(path: &Path, field: &str, value: Option<&Value>) -> Result<Vec<u32>, M
     }
 }
 
-const MISSING: &str = "is missing";
+pub(super) const MISSING: &str = "is missing";

@@ -10,11 +10,12 @@ use neap_kernels::matmul::{self, MatmulJob};
 use neap_kernels::{Context, Isa, ThreadPool, WorkerPanic, norm, ops, rope};
 use neap_memory::{Budget, OverBudget};
 
+use super::layer::{LayerWeights, NormWeights};
 use super::levels::format_of;
 use super::scratch::Scratch;
-use super::weights::{KV_FORMAT, LayerWeights, Model};
+use super::weights::{KV_FORMAT, Model};
 use super::{Decoder, DecoderLimits, SequenceChunk, StepError};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, NormKind, NormPlace};
 
 /// The decoder on CPU threads.
 pub struct CpuDecoder {
@@ -62,7 +63,7 @@ impl CpuDecoder {
         &self.model
     }
 
-    fn check(&self, batch: &[SequenceChunk<'_>]) -> Result<(), StepError> {
+    fn check(&self, batch: &[SequenceChunk<'_>], give: Give) -> Result<(), StepError> {
         let at_most = |what, asked, limit| {
             if asked <= limit {
                 Ok(())
@@ -73,7 +74,9 @@ impl CpuDecoder {
         let tokens = batch.iter().map(|c| c.tokens.len()).sum();
         at_most("tokens", tokens, self.limits.batch_tokens)?;
         let rows = batch.iter().map(|c| c.logits.rows(c.tokens.len())).sum();
-        at_most("rows of logits", rows, self.limits.logit_rows)?;
+        if give == Give::Logits {
+            at_most("rows of logits", rows, self.limits.logit_rows)?;
+        }
         let vocab_size = self.vocab_size();
         for chunk in batch {
             let needed = chunk.table.len_tokens() + chunk.tokens.len();
@@ -104,40 +107,9 @@ impl Decoder for CpuDecoder {
     }
 
     fn forward(&mut self, batch: &mut [SequenceChunk<'_>]) -> Result<&mut [f32], StepError> {
-        self.check(batch)?;
-        let context = Context {
-            isa: self.isa,
-            pool: &self.pool,
-        };
-        let rows = Rows::of(batch);
-        let mut pass = Pass {
-            model: &self.model,
-            context,
-            s: &mut self.scratch,
-            rows: &rows,
-        };
-        pass.embed(batch);
-        for (index, layer) in self.model.layers().iter().enumerate() {
-            self.model.before(index);
-            pass.attention_inputs(layer)?;
-            pass.write_kv(index, batch);
-            pass.attend(index, batch)?;
-            if index + 1 == self.model.layers().len() {
-                // Nothing after this mixes rows: go on with those whose logits are wanted.
-                pass.keep_wanted_rows();
-            }
-            pass.attention_output(layer)?;
-            pass.feed_forward(layer)?;
-            self.model.after(index);
-        }
-        self.model.before(self.model.layers().len());
-        pass.logits()?;
-        self.model.after(self.model.layers().len());
-        for chunk in batch {
-            chunk.table.advance(chunk.tokens.len());
-        }
-        let values = rows.wanted.len() * self.model.config().vocab_size;
-        Ok(&mut self.scratch.logits[..values])
+        self.pass(batch, Give::Logits)?;
+        let rows = self.scratch.rows;
+        Ok(&mut self.scratch.logits[..rows * self.model.config().vocab_size])
     }
 
     fn releasable_weight_bytes(&self) -> u64 {
@@ -158,6 +130,65 @@ impl Decoder for CpuDecoder {
             Some(model) => Ok(model.take_back(spare_bytes, context)?),
             None => Ok(false),
         }
+    }
+}
+
+/// What a pass ends with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Give {
+    Logits,
+    Hidden,
+}
+
+impl CpuDecoder {
+    /// As [`Decoder::forward`], but gives the hidden rows after the last norm, `[rows, hidden_size]`, instead of logits:
+    /// what embeddings are made of.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`].
+    pub fn hidden(&mut self, batch: &mut [SequenceChunk<'_>]) -> Result<&[f32], StepError> {
+        self.pass(batch, Give::Hidden)?;
+        let rows = self.scratch.rows;
+        Ok(&self.scratch.normed[..rows * self.model.config().hidden_size])
+    }
+
+    fn pass(&mut self, batch: &mut [SequenceChunk<'_>], give: Give) -> Result<(), StepError> {
+        self.check(batch, give)?;
+        let context = Context {
+            isa: self.isa,
+            pool: &self.pool,
+        };
+        let rows = Rows::of(batch);
+        let mut pass = Pass {
+            model: &self.model,
+            context,
+            s: &mut self.scratch,
+            rows: &rows,
+        };
+        pass.embed(batch)?;
+        for (index, layer) in self.model.layers().iter().enumerate() {
+            self.model.before(index);
+            pass.attention_inputs(index, layer)?;
+            pass.write_kv(index, batch);
+            pass.attend(index, batch)?;
+            if index + 1 == self.model.layers().len() {
+                // Nothing after this mixes rows: go on with those whose logits are wanted.
+                pass.keep_wanted_rows();
+            }
+            pass.attention_output(layer)?;
+            pass.feed_forward(layer)?;
+            self.model.after(index);
+        }
+        pass.last_norm()?;
+        if give == Give::Logits {
+            self.model.before(self.model.layers().len());
+            pass.logits()?;
+            self.model.after(self.model.layers().len());
+        }
+        for chunk in batch {
+            chunk.table.advance(chunk.tokens.len());
+        }
+        Ok(())
     }
 }
 
@@ -187,30 +218,80 @@ impl Rows {
 }
 
 /// One forward pass. The scratch names say what each buffer holds: `[rows, width]`, row-major.
-struct Pass<'a> {
-    model: &'a Model,
-    context: Context<'a>,
-    s: &'a mut Scratch,
+pub(super) struct Pass<'a> {
+    pub(super) model: &'a Model,
+    pub(super) context: Context<'a>,
+    pub(super) s: &'a mut Scratch,
     rows: &'a Rows,
+}
+
+/// out = norm(x), row by row.
+pub(super) fn normalize(
+    context: Context<'_>,
+    config: &ModelConfig,
+    norm: &NormWeights,
+    x: &[f32],
+    out: &mut [f32],
+) -> Result<(), WorkerPanic> {
+    let eps = config.norm.eps;
+    match config.norm.kind {
+        NormKind::Rms => norm::rms_norm(context, x, &norm.weight, eps, out),
+        NormKind::Layer => {
+            norm::layer_norm(context, x, &norm.weight, norm.bias.as_deref(), eps, out)
+        }
+    }
 }
 
 impl Pass<'_> {
     /// hidden = embedding of each token; cosines and sines of each position.
-    fn embed(&mut self, batch: &[SequenceChunk<'_>]) {
-        let width = self.model.config().hidden_size;
+    fn embed(&mut self, batch: &mut [SequenceChunk<'_>]) -> Result<(), WorkerPanic> {
+        let config = self.model.config();
         self.s.rows = self.rows.positions.len();
+        let n = self.s.rows;
         let tokens = batch.iter().flat_map(|chunk| chunk.tokens).copied();
-        self.model
-            .embed(tokens, &mut self.s.hidden[..self.s.rows * width]);
+        let hidden = &mut self.s.hidden[..n * config.hidden_size];
+        self.model.embed(tokens, hidden);
+        self.model.add_positions(&self.rows.positions, hidden);
+        if let Some(first_type) = self.model.first_type() {
+            ops::add_bias(self.context.isa, hidden, first_type);
+        }
+        if config.embedding_scale != 1.0 {
+            ops::scale(self.context, hidden, config.embedding_scale)?;
+        }
+        if let Some(norm) = self.model.embedding_norm() {
+            let normed = &mut self.s.normed[..n * config.hidden_size];
+            normalize(self.context, config, norm, hidden, normed)?;
+            hidden.copy_from_slice(normed);
+        }
+        let positions = &self.rows.positions;
         let rope = self.model.rope();
-        rope.fill(
-            &self.rows.positions,
-            &mut self.s.angles[..self.s.rows * rope.row_len()],
-        );
+        rope.fill(positions, &mut self.s.angles[..n * rope.row_len()]);
+        if let Some(rope) = self.model.window_rope() {
+            rope.fill(positions, &mut self.s.window_angles[..n * rope.row_len()]);
+        }
+        Ok(())
+    }
+
+    /// normed = norm(hidden), or hidden itself where the model has no norm here.
+    pub(super) fn normalize_hidden(
+        &mut self,
+        norm: Option<&NormWeights>,
+    ) -> Result<(), WorkerPanic> {
+        let config = self.model.config();
+        let n = self.s.rows * config.hidden_size;
+        let (hidden, normed) = (&self.s.hidden[..n], &mut self.s.normed[..n]);
+        match norm {
+            Some(norm) => normalize(self.context, config, norm, hidden, normed),
+            None => {
+                normed.copy_from_slice(hidden);
+                Ok(())
+            }
+        }
     }
 
     /// q, k, v = projections of the normalized hidden rows, q and k rotated to their positions.
-    fn attention_inputs(&mut self, layer: &LayerWeights) -> Result<(), WorkerPanic> {
+    fn attention_inputs(&mut self, index: usize, layer: &LayerWeights) -> Result<(), WorkerPanic> {
+        self.normalize_hidden(layer.attention_norm.as_ref())?;
         let config = self.model.config();
         let (n, s) = (self.s.rows, &mut *self.s);
         let (q_width, kv_width) = (config.q_size(), config.kv_size());
@@ -219,46 +300,42 @@ impl Pass<'_> {
             &mut s.k[..n * kv_width],
             &mut s.v[..n * kv_width],
         );
-        let hidden = &s.hidden[..n * config.hidden_size];
-        let normed = &mut s.normed[..n * config.hidden_size];
-        norm::rms_norm(
-            self.context,
-            hidden,
-            &layer.attention_norm,
-            config.rms_eps,
-            normed,
-        )?;
-        let mut jobs = [
-            MatmulJob {
-                weights: layer.q.weights(self.model),
-                out: q,
-            },
-            MatmulJob {
-                weights: layer.k.weights(self.model),
-                out: k,
-            },
-            MatmulJob {
-                weights: layer.v.weights(self.model),
-                out: v,
-            },
+        let normed = &s.normed[..n * config.hidden_size];
+        let outputs = [
+            (&layer.q, &mut *q),
+            (&layer.k, &mut *k),
+            (&layer.v, &mut *v),
         ];
+        let mut jobs = outputs.map(|(linear, out)| MatmulJob {
+            weights: linear.matrix.weights(self.model),
+            out,
+        });
         matmul::matmul(self.context, &mut jobs, normed, n, &mut s.matmul)?;
-        for (rows, bias) in [
-            (&mut *q, &layer.q_bias),
-            (&mut *k, &layer.k_bias),
-            (&mut *v, &layer.v_bias),
+        for (rows, linear) in [
+            (&mut *q, &layer.q),
+            (&mut *k, &layer.k),
+            (&mut *v, &layer.v),
         ] {
-            if let Some(bias) = bias {
+            if let Some(bias) = &linear.bias {
                 ops::add_bias(self.context.isa, rows, bias);
             }
         }
         for (heads, weight) in [(&mut *q, &layer.q_norm), (&mut *k, &layer.k_norm)] {
             if let Some(weight) = weight {
-                norm::rms_norm_in_place(self.context, heads, weight, config.rms_eps)?;
+                norm::rms_norm_in_place(self.context, heads, weight, config.norm.eps)?;
             }
         }
-        let rope = self.model.rope();
-        let angles = &s.angles[..n * rope.row_len()];
+        let kind = config.layer_kinds[index];
+        if !kind.rope {
+            return Ok(());
+        }
+        let (rope, angles) = match self.model.window_rope() {
+            Some(rope) if kind.window => (rope, &s.window_angles[..n * rope.row_len()]),
+            _ => {
+                let rope = self.model.rope();
+                (rope, &s.angles[..n * rope.row_len()])
+            }
+        };
         rope::apply(self.context, rope, angles, config.heads, q)?;
         rope::apply(self.context, rope, angles, config.kv_heads, k)
     }
@@ -315,21 +392,33 @@ impl Pass<'_> {
                     .collect()
             })
             .collect();
-        let sequences: Vec<AttentionSequence<'_>> = batch
-            .iter()
-            .zip(&blocks)
-            .map(|(chunk, blocks)| AttentionSequence {
-                blocks,
-                rows: chunk.tokens.len(),
-                first_position: chunk.table.len_tokens(),
-            })
-            .collect();
+        let chunks = batch.iter().zip(&blocks);
+        let sequences: Vec<AttentionSequence<'_>> = if config.causal {
+            chunks
+                .map(|(chunk, blocks)| AttentionSequence {
+                    blocks,
+                    rows: chunk.tokens.len(),
+                    first_position: chunk.table.len_tokens(),
+                })
+                .collect()
+        } else {
+            // Every row sees all tokens, as the last one does.
+            let rows = chunks.flat_map(|(chunk, blocks)| {
+                let last = chunk.table.len_tokens() + chunk.tokens.len() - 1;
+                chunk.tokens.iter().map(move |_| AttentionSequence {
+                    blocks,
+                    rows: 1,
+                    first_position: last,
+                })
+            });
+            rows.collect()
+        };
         let shape = AttentionShape {
             layer,
             heads: config.heads,
             scale: config.attention_scale,
-            window: config.sliding_window,
-            softcap: None,
+            window: config.window(layer),
+            softcap: config.attention_cap,
             sinks: None,
         };
         let n = self.s.rows * config.q_size();
@@ -359,69 +448,55 @@ impl Pass<'_> {
         self.s.rows = self.rows.wanted.len();
     }
 
-    /// hidden += projection of what was attended to.
+    /// hidden += projection of what was attended to; normed = what the feed-forward network reads.
     fn attention_output(&mut self, layer: &LayerWeights) -> Result<(), WorkerPanic> {
         let config = self.model.config();
         let (n, s) = (self.s.rows, &mut *self.s);
-        let out = &mut s.projected[..n * config.hidden_size];
+        let attended = &s.attended[..n * config.q_size()];
         let mut jobs = [MatmulJob {
-            weights: layer.output.weights(self.model),
-            out,
+            weights: layer.output.matrix.weights(self.model),
+            out: &mut s.projected[..n * config.hidden_size],
         }];
-        matmul::matmul(
-            self.context,
-            &mut jobs,
-            &s.attended[..n * config.q_size()],
-            n,
-            &mut s.matmul,
-        )?;
-        if let Some(bias) = &layer.output_bias {
-            ops::add_bias(
-                self.context.isa,
-                &mut s.projected[..n * config.hidden_size],
-                bias,
-            );
+        matmul::matmul(self.context, &mut jobs, attended, n, &mut s.matmul)?;
+        if let Some(bias) = &layer.output.bias {
+            let projected = &mut s.projected[..n * config.hidden_size];
+            ops::add_bias(self.context.isa, projected, bias);
         }
-        ops::add(
-            self.context,
-            &mut s.hidden[..n * config.hidden_size],
-            &s.projected[..n * config.hidden_size],
-        )
+        if config.parallel_residual {
+            self.normalize_hidden(layer.ffn_norm.as_ref())?;
+            return self.add_projected(None);
+        }
+        self.add_projected(layer.attention_post_norm.as_ref())?;
+        self.normalize_hidden(layer.ffn_norm.as_ref())
     }
 
-    /// hidden += down(silu(gate(x)) * up(x)), x being the normalized hidden rows.
-    fn feed_forward(&mut self, layer: &LayerWeights) -> Result<(), WorkerPanic> {
+    /// hidden += what attention or the feed-forward network gave, with the norm after it.
+    pub(super) fn add_projected(&mut self, norm: Option<&NormWeights>) -> Result<(), WorkerPanic> {
         let config = self.model.config();
-        let (n, s) = (self.s.rows, &mut *self.s);
-        let (wide, width) = (n * config.ffn_size, n * config.hidden_size);
-        let normed = &mut s.normed[..width];
-        norm::rms_norm(
-            self.context,
-            &s.hidden[..width],
-            &layer.ffn_norm,
-            config.rms_eps,
-            normed,
-        )?;
-        let (gate, up) = (&mut s.gate[..wide], &mut s.up[..wide]);
-        let mut jobs = [
-            MatmulJob {
-                weights: layer.gate.weights(self.model),
-                out: gate,
-            },
-            MatmulJob {
-                weights: layer.up.weights(self.model),
-                out: up,
-            },
-        ];
-        matmul::matmul(self.context, &mut jobs, normed, n, &mut s.matmul)?;
-        ops::swiglu(self.context, gate, up)?;
-        let out = &mut s.projected[..width];
-        let mut jobs = [MatmulJob {
-            weights: layer.down.weights(self.model),
-            out,
-        }];
-        matmul::matmul(self.context, &mut jobs, gate, n, &mut s.matmul)?;
-        ops::add(self.context, &mut s.hidden[..width], &s.projected[..width])
+        let n = self.s.rows * config.hidden_size;
+        let s = &mut *self.s;
+        let (hidden, projected) = (&mut s.hidden[..n], &mut s.projected[..n]);
+        if config.residual_scale != 1.0 {
+            ops::scale(self.context, projected, config.residual_scale)?;
+        }
+        let Some(norm) = norm else {
+            return ops::add(self.context, hidden, projected);
+        };
+        let normed = &mut s.normed[..n];
+        if config.norm.place == NormPlace::AfterSum {
+            ops::add(self.context, projected, hidden)?;
+            return normalize(self.context, config, norm, projected, hidden);
+        }
+        normalize(self.context, config, norm, projected, normed)?;
+        ops::add(self.context, hidden, normed)
+    }
+
+    /// normed = the last norm of the hidden rows.
+    fn last_norm(&mut self) -> Result<(), WorkerPanic> {
+        if self.s.rows == 0 {
+            return Ok(());
+        }
+        self.normalize_hidden(self.model.output_norm())
     }
 
     /// logits = output projection of the normalized hidden rows.
@@ -431,20 +506,19 @@ impl Pass<'_> {
         if n == 0 {
             return Ok(());
         }
-        let normed = &mut s.normed[..n * config.hidden_size];
-        let hidden = &s.hidden[..n * config.hidden_size];
-        norm::rms_norm(
-            self.context,
-            hidden,
-            self.model.output_norm(),
-            config.rms_eps,
-            normed,
-        )?;
-        let out = &mut s.logits[..n * config.vocab_size];
+        let logits = &mut s.logits[..n * config.vocab_size];
         let mut jobs = [MatmulJob {
             weights: self.model.output().weights(self.model),
-            out,
+            out: &mut *logits,
         }];
-        matmul::matmul(self.context, &mut jobs, normed, n, &mut s.matmul)
+        let normed = &s.normed[..n * config.hidden_size];
+        matmul::matmul(self.context, &mut jobs, normed, n, &mut s.matmul)?;
+        if config.logit_scale != 1.0 {
+            ops::scale(self.context, logits, config.logit_scale)?;
+        }
+        match config.logit_cap {
+            Some(cap) => ops::soft_cap(self.context, logits, cap),
+            None => Ok(()),
+        }
     }
 }

@@ -3,6 +3,7 @@
 use neap_kernels::attention::AttentionScratch;
 use neap_kernels::kv::KvLayout;
 use neap_kernels::matmul::MatmulScratch;
+use neap_kernels::rope::RopeTable;
 use neap_memory::{Budget, Buffer, Charge, ChargeKind, OverBudget};
 
 use super::DecoderLimits;
@@ -24,6 +25,14 @@ pub(super) struct Scratch {
     pub logits: Buffer<f32>,
     /// Cosines and sines of every row's position.
     pub angles: Buffer<f32>,
+    /// Those for layers with a window, where they are others.
+    pub window_angles: Buffer<f32>,
+    /// Probabilities of every row's experts.
+    pub routes: Buffer<f32>,
+    /// The rows of one expert.
+    pub gathered: Buffer<f32>,
+    /// Sums of what experts give.
+    pub mixed: Buffer<f32>,
     pub matmul: MatmulScratch,
     pub attention: AttentionScratch,
     /// Pays for what the kernels allocate themselves.
@@ -40,6 +49,13 @@ impl Scratch {
         let config = model.config();
         let buffer = |len| Buffer::zeroed(budget, ChargeKind::Scratch, len);
         let n = limits.batch_tokens;
+        let ffn = config.widest_ffn();
+        let experts = config.experts.map_or(0, |experts| experts.count);
+        let mixed = if experts > 0 {
+            n * config.hidden_size
+        } else {
+            0
+        };
         Ok(Self {
             rows: 0,
             hidden: buffer(n * config.hidden_size)?,
@@ -49,10 +65,14 @@ impl Scratch {
             v: buffer(n * config.kv_size())?,
             attended: buffer(n * config.q_size())?,
             projected: buffer(n * config.hidden_size)?,
-            gate: buffer(n * config.ffn_size)?,
-            up: buffer(n * config.ffn_size)?,
+            gate: buffer(n * ffn)?,
+            up: buffer(n * ffn)?,
             logits: buffer(limits.logit_rows * config.vocab_size)?,
             angles: buffer(n * model.rope().row_len())?,
+            window_angles: buffer(n * model.window_rope().map_or(0, RopeTable::row_len))?,
+            routes: buffer(n * experts)?,
+            gathered: buffer(mixed)?,
+            mixed: buffer(mixed)?,
             matmul: MatmulScratch::default(),
             attention: AttentionScratch::default(),
             _kernels: budget.try_charge(
@@ -74,11 +94,30 @@ impl Scratch {
             config.hidden_size,
             config.q_size(),
             config.kv_size(),
-            config.ffn_size,
+            config.widest_ffn(),
         );
         // Interleaved layouts hold every cosine and sine twice.
         let angles = 2 * config.rope.dims;
-        let lengths = [h, h, q, kv, kv, q, h, f, f, angles].map(|width| n * width);
+        let window_angles = config.window_rope.as_ref().map_or(0, |rope| 2 * rope.dims);
+        let experts = config.experts.map_or(0, |experts| experts.count);
+        let mixed = if experts > 0 { h } else { 0 };
+        let widths = [
+            h,
+            h,
+            q,
+            kv,
+            kv,
+            q,
+            h,
+            f,
+            f,
+            angles,
+            window_angles,
+            experts,
+            mixed,
+            mixed,
+        ];
+        let lengths = widths.map(|width| n * width);
         let values = lengths
             .into_iter()
             .chain([limits.logit_rows * config.vocab_size]);
@@ -97,7 +136,10 @@ fn kernel_bytes(
     threads: usize,
 ) -> u64 {
     let n = limits.batch_tokens;
-    let widest = config.hidden_size.max(config.ffn_size).max(config.q_size());
+    let widest = config
+        .hidden_size
+        .max(config.widest_ffn())
+        .max(config.q_size());
     let matmul = MatmulScratch::bytes_needed(n, widest, threads);
     let attention =
         AttentionScratch::bytes_needed(layout, config.heads, n, config.context_length, threads);

@@ -11,9 +11,13 @@ use neap_kernels::{Context, Isa, ThreadPool, WorkerPanic};
 use neap_memory::{Budget, Buffer, Charge, ChargeKind, OverBudget};
 
 use crate::config::ModelConfig;
-use crate::source::{LayerTensor, ModelFileError, ModelSource, SourceTensor, TensorName};
+use crate::source::{
+    ExpertTensor, LayerTensor, ModelFileError, ModelSource, SourceTensor, TensorName,
+};
 
 use super::angles;
+use super::layer::{LayerWeights, NormWeights};
+use super::loader::Loader;
 use super::residency::{Residency, UnitBytes};
 
 /// Whether matrices are repacked into panels.
@@ -80,52 +84,44 @@ pub(super) struct Matrix {
     rows: usize,
     cols: usize,
     format: WeightFormat,
-    /// The repacked bytes; without them the file's own are used.
+    /// The repacked bytes; without them the file's own are used, or those made from it.
     panels: Option<Buffer<u8>>,
+    /// Rows as in a file, where they do not stand in the file so: see [`SourceTensor::is_direct`].
+    made: Option<Buffer<u8>>,
 }
 
 impl Matrix {
+    /// The matrix in `tensor`; what is neither repacked nor made is read from the file.
+    pub fn new(
+        name: TensorName,
+        tensor: &SourceTensor<'_>,
+        panels: Option<Buffer<u8>>,
+        made: Option<Buffer<u8>>,
+    ) -> Self {
+        Self {
+            name,
+            rows: tensor.rows(),
+            cols: tensor.cols(),
+            format: tensor.format,
+            panels,
+            made,
+        }
+    }
+
     /// The matrix for a product.
     pub fn weights<'a>(&'a self, model: &'a Model) -> Weights<'a> {
         let (format, rows, cols) = (self.format, self.rows, self.cols);
         let checked = match &self.panels {
             Some(panels) => PanelsRef::new(format, rows, cols, panels).map(Weights::Panels),
-            None => MatrixRef::new(format, rows, cols, model.bytes(self.name)).map(Weights::Rows),
+            None => {
+                let bytes = match &self.made {
+                    Some(made) => &made[..],
+                    None => model.bytes(self.name),
+                };
+                MatrixRef::new(format, rows, cols, bytes).map(Weights::Rows)
+            }
         };
         checked.expect("lengths were checked when the model was loaded")
-    }
-}
-
-/// The weights of one layer.
-pub(super) struct LayerWeights {
-    pub attention_norm: Vec<f32>,
-    pub q: Matrix,
-    pub k: Matrix,
-    pub v: Matrix,
-    pub q_bias: Option<Vec<f32>>,
-    pub k_bias: Option<Vec<f32>>,
-    pub v_bias: Option<Vec<f32>>,
-    pub q_norm: Option<Vec<f32>>,
-    pub k_norm: Option<Vec<f32>>,
-    pub output: Matrix,
-    pub output_bias: Option<Vec<f32>>,
-    pub ffn_norm: Vec<f32>,
-    pub gate: Matrix,
-    pub up: Matrix,
-    pub down: Matrix,
-}
-
-impl LayerWeights {
-    fn matrices_mut(&mut self) -> [&mut Matrix; 7] {
-        [
-            &mut self.q,
-            &mut self.k,
-            &mut self.v,
-            &mut self.output,
-            &mut self.gate,
-            &mut self.up,
-            &mut self.down,
-        ]
     }
 }
 
@@ -133,11 +129,17 @@ impl LayerWeights {
 pub struct Model {
     source: Arc<ModelSource>,
     embedding: Matrix,
+    positions: Option<Matrix>,
+    /// What is added to every token's embedding: that of the first kind of segments.
+    first_type: Option<Vec<f32>>,
+    embedding_norm: Option<NormWeights>,
     layers: Vec<LayerWeights>,
-    output_norm: Vec<f32>,
-    /// None where the output matrix is the embedding.
+    output_norm: Option<NormWeights>,
+    /// None where the output matrix is the embedding, or there is none.
     output: Option<Matrix>,
     rope: RopeTable,
+    /// That of layers with a window, where it is another.
+    window_rope: Option<RopeTable>,
     kv_layout: KvLayout,
     /// Held matrices are in panels.
     repacked: bool,
@@ -147,6 +149,8 @@ pub struct Model {
     /// Whether an embedding that is not the output matrix is charged. If not, its pages go back after use.
     holds_embedding: bool,
     vector_bytes: u64,
+    /// Bytes of matrices made at load that were not repacked. Where there are any made, all is held.
+    made_bytes: u64,
     /// Pays for vectors, for weights that stay mapped, and for the window of those that are streamed.
     charge: Charge,
 }
@@ -163,7 +167,6 @@ impl Model {
         mut options: LoadOptions<'_>,
     ) -> Result<Self, LoadError> {
         let repack = options.repack != Repack::Never;
-        let total_bytes = source.weight_bytes();
         let config = source.config().clone();
         let kv_layout = kv_layout(&config)?;
         let units = unit_bytes(&source, repack);
@@ -171,7 +174,7 @@ impl Model {
         let room = budget
             .available()
             .saturating_sub(vector_bytes.saturating_add(options.reserve_bytes));
-        let always = options.repack == Repack::Always;
+        let always = options.repack == Repack::Always || source.makes_weights();
         let (residency, holds_embedding) = choose(&units, embedding_bytes, room, always);
         let mut charge = budget.try_charge(ChargeKind::Weights, vector_bytes)?;
         let mapped = mapped_bytes(&units, &residency, repack)
@@ -182,15 +185,7 @@ impl Model {
             (false, true) => Place::Mapped,
             (_, false) => Place::Streamed,
         };
-        let mut loader = Loader {
-            source: &source,
-            budget,
-            progress: LoadProgress {
-                done_bytes: 0,
-                total_bytes,
-            },
-            options: &mut options,
-        };
+        let mut loader = Loader::new(&source, budget, &mut options);
         let output_place = place(config.layers);
         // Rows of the embedding are looked up one by one: it stays as it is in the file, unless it is
         // the output matrix too.
@@ -203,19 +198,28 @@ impl Model {
         let layers = (0..config.layers)
             .map(|l| loader.layer(l, place(l)))
             .collect::<Result<_, _>>()?;
-        let output_norm = loader.vector(TensorName::OutputNorm)?;
-        let output = match config.tied_embeddings {
-            true => None,
-            false => Some(loader.matrix(TensorName::Output, output_place)?),
+        let output = match config.has_output && !config.tied_embeddings {
+            true => Some(loader.matrix(TensorName::Output, output_place)?),
+            false => None,
         };
-        let rope = angles::rope_table(&config)?;
+        let positions = match config.learned_positions {
+            Some(_) => Some(loader.matrix(TensorName::PositionEmbedding, Place::Mapped)?),
+            None => None,
+        };
+        let window_rope = angles::window_rope_table(&config)?;
         Ok(Self {
-            source: Arc::clone(&source),
             embedding,
+            positions,
+            first_type: loader.first_row(TensorName::TypeEmbedding)?,
+            embedding_norm: loader
+                .norm(TensorName::EmbeddingNorm, TensorName::EmbeddingNormBias)?,
             layers,
-            output_norm,
+            output_norm: loader.norm(TensorName::OutputNorm, TensorName::OutputNormBias)?,
             output,
-            rope,
+            rope: angles::rope_table(&config, &config.rope)?,
+            window_rope,
+            made_bytes: loader.made_bytes,
+            source: Arc::clone(&source),
             kv_layout,
             repacked: repack,
             units,
@@ -248,7 +252,7 @@ impl Model {
 
     /// Bytes charged for weights.
     pub fn weights_bytes(&self) -> u64 {
-        self.vector_bytes + self.residency_bytes()
+        self.vector_bytes + self.residency_bytes() + self.made_bytes
     }
 
     /// Bytes of the file's pages that are held or are in the window.
@@ -279,15 +283,52 @@ impl Model {
         let Some(tensor) = self.source.optional(TensorName::TokenEmbedding) else {
             unreachable!("found when the model was loaded")
         };
-        let rows = MatrixRef::new(tensor.format, tensor.rows(), tensor.cols(), tensor.bytes)
-            .expect("lengths were checked when the model was loaded");
-        for (token, row) in tokens.zip(out.chunks_exact_mut(tensor.cols())) {
-            rows.dequantize_row(token as usize, row);
+        let width = tensor.cols();
+        let rows = match &self.embedding.made {
+            Some(made) => &made[..],
+            None => tensor.bytes,
+        };
+        let rows = MatrixRef::new(tensor.format, tensor.rows(), width, rows);
+        let mut encoded = vec![0; tensor.format.row_bytes(width).unwrap_or(0)];
+        for (token, row) in tokens.zip(out.chunks_exact_mut(width)) {
+            match &rows {
+                Ok(rows) => rows.dequantize_row(token as usize, row),
+                // Quantized as it was read, then repacked: made anew, to the same values.
+                Err(_) => {
+                    tensor.read_row(token as usize, row);
+                    let through = tensor.format.quantize(row, &mut encoded);
+                    let through = through.and_then(|()| tensor.format.dequantize(&encoded, row));
+                    through.expect("lengths were checked when the model was loaded");
+                }
+            }
         }
         if !self.holds_embedding_pages() {
             // They are not charged.
             self.source.done_with(&tensor);
         }
+    }
+
+    /// Adds to each row of `hidden` the learned embedding of its position.
+    pub(super) fn add_positions(&self, positions: &[usize], hidden: &mut [f32]) {
+        let Some(matrix) = &self.positions else {
+            return;
+        };
+        let Weights::Rows(rows) = matrix.weights(self) else {
+            unreachable!("positions are not repacked")
+        };
+        let mut row = vec![0.0; matrix.cols];
+        for (&position, hidden) in positions.iter().zip(hidden.chunks_exact_mut(matrix.cols)) {
+            rows.dequantize_row(position, &mut row);
+            hidden.iter_mut().zip(&row).for_each(|(h, p)| *h += p);
+        }
+    }
+
+    pub(super) fn first_type(&self) -> Option<&[f32]> {
+        self.first_type.as_deref()
+    }
+
+    pub(super) fn embedding_norm(&self) -> Option<&NormWeights> {
+        self.embedding_norm.as_ref()
     }
 
     /// Whether the file's pages of the embedding are charged.
@@ -302,8 +343,8 @@ impl Model {
         &self.layers
     }
 
-    pub(super) fn output_norm(&self) -> &[f32] {
-        &self.output_norm
+    pub(super) fn output_norm(&self) -> Option<&NormWeights> {
+        self.output_norm.as_ref()
     }
 
     pub(super) fn output(&self) -> &Matrix {
@@ -312,6 +353,10 @@ impl Model {
 
     pub(super) fn rope(&self) -> &RopeTable {
         &self.rope
+    }
+
+    pub(super) fn window_rope(&self) -> Option<&RopeTable> {
+        self.window_rope.as_ref()
     }
 
     /// To be called before a unit is used (the layers in turn, then the output matrix): asks the system to
@@ -358,6 +403,9 @@ impl Model {
 
     /// Bytes that [`Model::release`] can free.
     pub fn releasable_bytes(&self) -> u64 {
+        if self.source.makes_weights() {
+            return 0; // they could not be read again as they are needed
+        }
         let least = Residency::least(&self.units).bytes(&self.units);
         self.residency_bytes().saturating_sub(least)
     }
@@ -365,6 +413,9 @@ impl Model {
     /// Streams as many more units as it takes to free `bytes`, or as free most. Returns the bytes freed.
     /// Products are the same to the bit.
     pub fn release(&mut self, bytes: u64) -> u64 {
+        if self.source.makes_weights() {
+            return 0;
+        }
         let held = self.residency_bytes();
         let room = held.saturating_sub(bytes);
         let next =
@@ -457,7 +508,8 @@ impl Model {
 
     fn unit_matrices(&mut self, unit: usize) -> Vec<&mut Matrix> {
         match self.layers.get_mut(unit) {
-            Some(layer) => layer.matrices_mut().into_iter().collect(),
+            Some(layer) => layer.matrices_mut(),
+            None if !self.source.config().has_output => Vec::new(),
             None => vec![self.output.as_mut().unwrap_or(&mut self.embedding)],
         }
     }
@@ -491,6 +543,9 @@ pub fn kv_block_bytes(config: &ModelConfig) -> Result<usize, KvLayoutError> {
 
 /// The fewest bytes that the weights can be held in, streamed as far as that helps.
 pub fn least_weight_bytes(source: &ModelSource) -> u64 {
+    if source.makes_weights() {
+        return source.weight_bytes();
+    }
     let units = unit_bytes(source, true);
     vector_bytes(source) + Residency::least(&units).bytes(&units)
 }
@@ -498,6 +553,9 @@ pub fn least_weight_bytes(source: &ModelSource) -> u64 {
 /// Bytes of weights that each forward pass reads from the file if `room_bytes` of memory can be had for them; none if
 /// that is too little for any.
 pub fn streamed_bytes_within(source: &ModelSource, room_bytes: u64) -> Option<u64> {
+    if source.makes_weights() {
+        return (source.weight_bytes() <= room_bytes).then_some(0);
+    }
     let units = unit_bytes(source, true);
     let room = room_bytes.checked_sub(vector_bytes(source))?;
     let residency = Residency::fitting(&units, room)?;
@@ -510,16 +568,24 @@ fn unit_bytes(source: &ModelSource, repack: bool) -> Vec<UnitBytes> {
             let bytes = matrix::panel_bytes(tensor.format, tensor.rows(), tensor.cols());
             Buffer::<u8>::charged_bytes_for(bytes).unwrap_or(usize::MAX)
         }
-        false => tensor.bytes.len(),
+        false => mapped_len(tensor),
     };
     (0..=source.config().layers)
         .map(|unit| {
             unit_tensors(source, unit).fold(UnitBytes::default(), |sum, tensor| UnitBytes {
-                file: sum.file + tensor.bytes.len() as u64,
+                file: sum.file + mapped_len(&tensor) as u64,
                 held: sum.held.saturating_add(held(&tensor) as u64),
             })
         })
         .collect()
+}
+
+/// Bytes of a matrix in the file's pages; none where its values are made from them.
+fn mapped_len(tensor: &SourceTensor<'_>) -> usize {
+    match tensor.is_direct() {
+        true => tensor.bytes.len(),
+        false => 0,
+    }
 }
 
 /// The matrices of a unit.
@@ -528,7 +594,13 @@ fn unit_tensors(source: &ModelSource, unit: usize) -> impl Iterator<Item = Sourc
     let names: Vec<TensorName> = match unit < layers {
         true => {
             let layer = |tensor| TensorName::Layer(unit, tensor);
-            LayerTensor::ALL.into_iter().map(layer).collect()
+            let experts = source.config().experts.map_or(0, |experts| experts.count);
+            let of_experts = (0..experts).flat_map(|expert| {
+                let all = ExpertTensor::ALL.into_iter();
+                all.map(move |tensor| TensorName::Expert(unit, expert, tensor))
+            });
+            let of_layer = LayerTensor::ALL.into_iter().map(layer);
+            of_layer.chain(of_experts).collect()
         }
         false => vec![TensorName::Output],
     };
@@ -538,12 +610,17 @@ fn unit_tensors(source: &ModelSource, unit: usize) -> impl Iterator<Item = Sourc
         .filter(|tensor| tensor.shape.len() > 1)
 }
 
-/// Bytes of norms and biases, as f32.
+/// Bytes of what is always held: norms and biases, as f32, and learned positions.
 fn vector_bytes(source: &ModelSource) -> u64 {
     TensorName::all(source.config())
-        .filter_map(|name| source.optional(name))
-        .filter(|tensor| tensor.shape.len() == 1)
-        .map(|tensor| (tensor.len() * size_of::<f32>()) as u64)
+        .filter_map(|name| Some((name, source.optional(name)?)))
+        .map(|(name, tensor)| match (name, tensor.shape.len()) {
+            (TensorName::TypeEmbedding, _) => tensor.cols() * size_of::<f32>(),
+            (TensorName::PositionEmbedding, _) => mapped_len(&tensor),
+            (_, 1) => tensor.len() * size_of::<f32>(),
+            _ => 0,
+        })
+        .map(|bytes| bytes as u64)
         .sum()
 }
 
@@ -553,7 +630,7 @@ fn embedding_bytes(source: &ModelSource) -> u64 {
         true => 0,
         false => source
             .optional(TensorName::TokenEmbedding)
-            .map_or(0, |tensor| tensor.bytes.len() as u64),
+            .map_or(0, |tensor| mapped_len(&tensor) as u64),
     }
 }
 
@@ -583,7 +660,7 @@ fn mapped_bytes(units: &[UnitBytes], residency: &Residency, repacked: bool) -> u
 
 /// Why a matrix was not repacked.
 #[derive(Debug, thiserror::Error)]
-enum PackError {
+pub(super) enum PackError {
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
     #[error(transparent)]
@@ -599,7 +676,7 @@ impl From<PackError> for LoadError {
     }
 }
 
-fn pack(
+pub(super) fn pack(
     view: MatrixRef<'_>,
     budget: &Budget,
     context: Context<'_>,
@@ -613,95 +690,11 @@ fn pack(
 
 /// Where a matrix is put.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+pub(super) enum Place {
     /// Repacked.
     Panels,
     /// Held in the file's pages.
     Mapped,
     /// Nowhere: read at each use.
     Streamed,
-}
-
-struct Loader<'a, 'b> {
-    source: &'a ModelSource,
-    budget: &'a Budget,
-    progress: LoadProgress,
-    options: &'a mut LoadOptions<'b>,
-}
-
-impl Loader<'_, '_> {
-    fn layer(&mut self, layer: usize, place: Place) -> Result<LayerWeights, LoadError> {
-        let name = |tensor| TensorName::Layer(layer, tensor);
-        Ok(LayerWeights {
-            attention_norm: self.vector(name(LayerTensor::AttnNorm))?,
-            q: self.matrix(name(LayerTensor::AttnQ), place)?,
-            k: self.matrix(name(LayerTensor::AttnK), place)?,
-            v: self.matrix(name(LayerTensor::AttnV), place)?,
-            q_bias: self.optional(layer, LayerTensor::AttnQBias)?,
-            k_bias: self.optional(layer, LayerTensor::AttnKBias)?,
-            v_bias: self.optional(layer, LayerTensor::AttnVBias)?,
-            q_norm: self.optional(layer, LayerTensor::AttnQNorm)?,
-            k_norm: self.optional(layer, LayerTensor::AttnKNorm)?,
-            output: self.matrix(name(LayerTensor::AttnOutput), place)?,
-            output_bias: self.optional(layer, LayerTensor::AttnOutputBias)?,
-            ffn_norm: self.vector(name(LayerTensor::FfnNorm))?,
-            gate: self.matrix(name(LayerTensor::FfnGate), place)?,
-            up: self.matrix(name(LayerTensor::FfnUp), place)?,
-            down: self.matrix(name(LayerTensor::FfnDown), place)?,
-        })
-    }
-
-    fn optional(
-        &mut self,
-        layer: usize,
-        tensor: LayerTensor,
-    ) -> Result<Option<Vec<f32>>, LoadError> {
-        let wanted = tensor.is_part_of(self.source.config());
-        wanted
-            .then(|| self.vector(TensorName::Layer(layer, tensor)))
-            .transpose()
-    }
-
-    /// A norm or bias, as f32.
-    fn vector(&mut self, name: TensorName) -> Result<Vec<f32>, LoadError> {
-        let tensor = self.source.tensor(name)?;
-        tensor.validate_finite()?;
-        let mut values = vec![0.0; tensor.len()];
-        MatrixRef::new(tensor.format, 1, tensor.len(), tensor.bytes)?
-            .dequantize_row(0, &mut values);
-        self.advance(tensor.bytes.len());
-        Ok(values)
-    }
-
-    fn matrix(&mut self, name: TensorName, place: Place) -> Result<Matrix, LoadError> {
-        let tensor = self.source.tensor(name)?;
-        let (format, rows, cols) = (tensor.format, tensor.rows(), tensor.cols());
-        let view = MatrixRef::new(format, rows, cols, tensor.bytes)?;
-        self.source.will_need(&tensor);
-        tensor.validate_finite()?;
-        let context = Context {
-            isa: self.options.isa,
-            pool: self.options.pool,
-        };
-        let panels = match place {
-            Place::Panels => Some(pack(view, self.budget, context)?),
-            Place::Mapped | Place::Streamed => None,
-        };
-        if place != Place::Mapped {
-            self.source.done_with(&tensor);
-        }
-        self.advance(tensor.bytes.len());
-        Ok(Matrix {
-            name,
-            rows,
-            cols,
-            format,
-            panels,
-        })
-    }
-
-    fn advance(&mut self, bytes: usize) {
-        self.progress.done_bytes += bytes as u64;
-        (self.options.progress)(self.progress);
-    }
 }

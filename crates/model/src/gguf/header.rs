@@ -11,7 +11,7 @@ use super::cursor::{Cursor, Field};
 use super::ggml_type;
 use super::value::{Value, read_value};
 use crate::source::error::Fault;
-use crate::source::tensor::{NameIndex, TensorInfo, tensor_bytes};
+use crate::source::tensor::{NameIndex, Stored, TensorInfo, tensor_bytes};
 
 /// The offset of tensor data is a multiple of this unless the file says otherwise.
 pub(super) const DEFAULT_ALIGNMENT: usize = 32;
@@ -233,6 +233,7 @@ fn place(
             name: info.name.to_owned(),
             shape: info.shape.clone(),
             format: info.format,
+            stored: Stored::AsFormat,
             file,
             offset: (data_start + info.offset) as usize,
             bytes: info.bytes,

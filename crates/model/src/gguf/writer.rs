@@ -144,6 +144,7 @@ impl Writer {
             declared: self.tensors.into_iter(),
             alignment: self.alignment,
             written: header.len(),
+            begun: 0,
         };
         writer.pad()?;
         Ok(writer)
@@ -182,28 +183,54 @@ pub struct TensorWriter<W> {
     declared: std::vec::IntoIter<Declared>,
     alignment: usize,
     written: usize,
+    /// Bytes of the next tensor that are written already.
+    begun: usize,
 }
 
 impl<W: Write> TensorWriter<W> {
     /// Writes the next tensor.
     ///
     /// # Errors
-    /// If the length is not that of the declaration, all tensors are written already, or the output fails.
+    /// If the length is not that of the declaration, all tensors are written already, one is half written, or the
+    /// output fails.
     pub fn write_tensor(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        let error = |tensor: &str, reason: String| WriteError::Tensor {
-            tensor: tensor.to_owned(),
-            reason,
+        let declared = self.declared.as_slice().first();
+        match declared {
+            Some(next) if self.begun == 0 && bytes.len() != next.bytes => Err(WriteError::Tensor {
+                tensor: next.name.clone(),
+                reason: format!("has {} bytes, not {}", bytes.len(), next.bytes),
+            }),
+            _ => self.write_piece(bytes),
+        }
+    }
+
+    /// Writes the next bytes of the next tensor: once all of its bytes are written, the next begins.
+    ///
+    /// # Errors
+    /// If the bytes go beyond the tensor's end, all tensors are written already, or the output fails.
+    pub fn write_piece(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        let Some(next) = self.declared.as_slice().first() else {
+            return Err(WriteError::Tensor {
+                tensor: String::new(),
+                reason: "more tensors than were declared".to_owned(),
+            });
         };
-        let Some(declared) = self.declared.next() else {
-            return Err(error("", "more tensors than were declared".to_owned()));
-        };
-        if bytes.len() != declared.bytes {
-            let reason = format!("has {} bytes, not {}", bytes.len(), declared.bytes);
-            return Err(error(&declared.name, reason));
+        let left = next.bytes - self.begun;
+        if bytes.len() > left {
+            return Err(WriteError::Tensor {
+                tensor: next.name.clone(),
+                reason: format!("{} bytes more where {left} are left", bytes.len()),
+            });
         }
         self.out.write_all(bytes)?;
         self.written += bytes.len();
-        self.pad()
+        self.begun += bytes.len();
+        if self.begun == next.bytes {
+            self.begun = 0;
+            self.declared.next();
+            self.pad()?;
+        }
+        Ok(())
     }
 
     /// Flushes and gives the output back.

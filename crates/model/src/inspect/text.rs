@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::{BudgetOutlook, Inspection, MemoryCost};
-use crate::config::{ModelConfig, RopeScaling};
+use crate::config::{ModelConfig, QkNorm, RopeScaling};
 
 impl Display for Inspection {
     /// Writes everything but the list of tensors; `{:#}` adds it.
@@ -139,6 +139,7 @@ fn write_config(f: &mut Formatter<'_>, config: &ModelConfig) -> fmt::Result {
     let scaling = match &rope.scaling {
         RopeScaling::None => "not scaled".to_owned(),
         RopeScaling::Linear { factor } => format!("linear scaling by {factor}"),
+        RopeScaling::Dynamic { factor, .. } => format!("dynamic scaling by {factor}"),
         RopeScaling::Llama3 { factor, .. } => format!("Llama 3 scaling by {factor}"),
         RopeScaling::Divisors { .. } => "scaled by a list of divisors".to_owned(),
         RopeScaling::Yarn { factor, .. } => format!("YaRN scaling by {factor}"),
@@ -152,7 +153,7 @@ fn write_config(f: &mut Formatter<'_>, config: &ModelConfig) -> fmt::Result {
     let options = [
         (config.qkv_bias, "biased queries, keys and values"),
         (config.attn_output_bias, "biased attention output"),
-        (config.qk_norm, "normed queries and keys"),
+        (config.qk_norm != QkNorm::None, "normed queries and keys"),
         (config.tied_embeddings, "tied embeddings"),
     ];
     let set: Vec<_> = options

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::source::error::Fault;
-use crate::source::tensor::{TensorInfo, tensor_bytes};
+use crate::source::tensor::{Stored, TensorInfo, tensor_bytes};
 
 const LENGTH_BYTES: usize = 8;
 const MAX_HEADER_BYTES: u64 = 100 << 20; // the reference implementation's limit
@@ -99,17 +99,33 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-fn format(dtype: &str) -> Result<WeightFormat, String> {
+/// What a type is read as, and how it stands in the file.
+fn format(dtype: &str) -> Result<(WeightFormat, Stored), String> {
     match dtype {
-        "F32" => Ok(WeightFormat::F32),
-        "F16" => Ok(WeightFormat::F16),
-        "BF16" => Ok(WeightFormat::BF16),
-        "F64" | "F8_E4M3" | "F8_E5M2" | "F8_E8M0" | "F4" | "F6_E2M3" | "F6_E3M2" | "I64"
-        | "U64" | "I32" | "U32" | "I16" | "U16" | "I8" | "U8" | "BOOL" | "C64" => {
-            Err(format!("{dtype} is not supported (F32, F16 and BF16 are)"))
-        }
+        "F32" => Ok((WeightFormat::F32, Stored::AsFormat)),
+        "F16" => Ok((WeightFormat::F16, Stored::AsFormat)),
+        "BF16" => Ok((WeightFormat::BF16, Stored::AsFormat)),
+        // Times their scales these are read as BF16, which holds their fractions exactly.
+        "F8_E4M3" => Ok((WeightFormat::BF16, Stored::F8E4M3)),
+        "F8_E5M2" => Ok((WeightFormat::BF16, Stored::F8E5M2)),
+        "F64" | "F8_E8M0" | "F4" | "F6_E2M3" | "F6_E3M2" | "I64" | "U64" | "I32" | "U32"
+        | "I16" | "U16" | "I8" | "U8" | "BOOL" | "C64" => Err(format!(
+            "{dtype} is not supported (F32, F16, BF16, F8_E4M3 and F8_E5M2 are)"
+        )),
         other => Err(format!("the type '{other}' is not known")),
     }
+}
+
+/// Whether a tensor only repeats what follows from the configuration.
+pub(super) fn is_derived(name: &str) -> bool {
+    let ends = [
+        ".position_ids",
+        ".attn.bias",
+        ".attn.masked_bias",
+        ".attention.bias",
+        ".attention.masked_bias",
+    ];
+    ends.iter().any(|end| name.ends_with(end))
 }
 
 /// Turns offsets from the start of the data into offsets from the start of the file, and checks that every tensor
@@ -123,12 +139,27 @@ fn place(
     let mut tensors = Vec::with_capacity(entries.len());
     for (name, entry) in entries {
         let fault = |reason: String| Fault::new(format!("tensor '{name}'"), LENGTH_BYTES, reason);
-        let format = format(&entry.dtype).map_err(fault)?;
+        let (format, stored) = match format(&entry.dtype) {
+            Ok(known) => known,
+            // Masks and positions, which some files keep beside the weights, are computed.
+            Err(_) if is_derived(&name) => continue,
+            Err(reason) => return Err(fault(reason)),
+        };
         if entry.shape.len() > MAX_DIMENSIONS {
             let reason = format!("has {} dimensions", entry.shape.len());
             return Err(fault(reason));
         }
-        let bytes = tensor_bytes(format, &entry.shape).map_err(fault)?;
+        // A scalar is a list of one.
+        let shape = if entry.shape.is_empty() {
+            vec![1]
+        } else {
+            entry.shape
+        };
+        let bytes = tensor_bytes(format, &shape).map_err(fault)?;
+        let bytes = match stored {
+            Stored::AsFormat => bytes,
+            Stored::F8E4M3 | Stored::F8E5M2 => bytes / format.block_bytes(),
+        };
         let (begin, end) = entry.data_offsets;
         if begin > end || end > data_bytes {
             return Err(fault(format!(
@@ -139,14 +170,15 @@ fn place(
             return Err(fault(format!(
                 "data_offsets {begin}..{end} hold {} bytes, but {} of shape {:?} takes {bytes}",
                 end - begin,
-                format.name(),
-                entry.shape
+                entry.dtype,
+                shape
             )));
         }
         tensors.push(TensorInfo {
             name,
-            shape: entry.shape,
+            shape,
             format,
+            stored,
             file,
             offset: data_start + begin,
             bytes,

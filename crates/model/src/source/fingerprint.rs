@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use neap_kernels::format::WeightFormat;
+
 use super::{Container, ModelFileError};
 use crate::safetensors::read_json;
 
@@ -27,7 +29,10 @@ const SAMPLE_BYTES: usize = 4096;
 /// the samples of a 1 GB model were 300 MB of resident memory.
 const MAPPED_AROUND: usize = 4 << 20;
 
-pub(super) fn of(container: &Container) -> Result<Fingerprint, ModelFileError> {
+pub(super) fn of(
+    container: &Container,
+    quantize: Option<WeightFormat>,
+) -> Result<Fingerprint, ModelFileError> {
     let mut hasher = blake3::Hasher::new_derive_key("neap model fingerprint, version 1");
     for file in 0..container.file_count() {
         part(&mut hasher, container.header_bytes(file));
@@ -60,6 +65,9 @@ pub(super) fn of(container: &Container) -> Result<Fingerprint, ModelFileError> {
             hasher.update(&bytes[start..start + SAMPLE_BYTES]);
         }
         file.done_with(range.start.saturating_sub(MAPPED_AROUND)..range.end + MAPPED_AROUND);
+    }
+    if let Some(format) = quantize {
+        part(&mut hasher, format.name().as_bytes());
     }
     Ok(Fingerprint(*hasher.finalize().as_bytes()))
 }

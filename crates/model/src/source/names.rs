@@ -1,27 +1,43 @@
-//! The tensors that a decoder wants, under one name each, and what the files call them.
+//! The tensors that a decoder wants, under one name each. What files call them is in `files`.
 
 use std::fmt;
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, NormPlace, QkNorm};
+
+use super::files::gguf_name;
 
 /// A tensor by what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TensorName {
     /// Embedding of the tokens: `[vocab_size, hidden_size]`.
     TokenEmbedding,
+    /// Embedding of the positions: `[learned_positions, hidden_size]`.
+    PositionEmbedding,
+    /// Embedding of the kinds of segments: `[token_types, hidden_size]`.
+    TypeEmbedding,
+    /// Norm of the embeddings: `[hidden_size]`.
+    EmbeddingNorm,
+    /// Its bias.
+    EmbeddingNormBias,
     /// Norm after the last layer: `[hidden_size]`.
     OutputNorm,
+    /// Its bias.
+    OutputNormBias,
     /// Output matrix: `[vocab_size, hidden_size]`. Answered with the token embedding where the two are tied.
     Output,
     /// A tensor of a layer, counted from 0.
     Layer(usize, LayerTensor),
+    /// A matrix of an expert: layer, expert, which.
+    Expert(usize, usize, ExpertTensor),
 }
 
-/// A tensor that every layer has one of.
+/// A tensor that a layer has one of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LayerTensor {
     /// Norm before attention: `[hidden_size]`.
     AttnNorm,
+    /// Its bias.
+    AttnNormBias,
     /// Queries: `[heads * head_dim, hidden_size]`.
     AttnQ,
     /// Keys: `[kv_heads * head_dim, hidden_size]`.
@@ -34,69 +50,73 @@ pub enum LayerTensor {
     AttnKBias,
     /// Bias of the values: `[kv_heads * head_dim]`; only with `qkv_bias`.
     AttnVBias,
-    /// Norm of every query head: `[head_dim]`; only with `qk_norm`.
+    /// Norm of queries: `[head_dim]`, or of all heads.
     AttnQNorm,
-    /// Norm of every key head: `[head_dim]`; only with `qk_norm`.
+    /// Norm of keys: `[head_dim]`, or of all heads.
     AttnKNorm,
     /// Output of attention: `[hidden_size, heads * head_dim]`.
     AttnOutput,
     /// Bias of the output of attention: `[hidden_size]`; only with `attn_output_bias`.
     AttnOutputBias,
+    /// Norm after attention: `[hidden_size]`.
+    AttnPostNorm,
+    /// Its bias.
+    AttnPostNormBias,
     /// Norm before the feed-forward network: `[hidden_size]`.
     FfnNorm,
+    /// Its bias.
+    FfnNormBias,
     /// Gate of the feed-forward network: `[ffn_size, hidden_size]`.
     FfnGate,
     /// Up projection: `[ffn_size, hidden_size]`.
     FfnUp,
     /// Down projection: `[hidden_size, ffn_size]`.
     FfnDown,
+    /// Bias of the gate: `[ffn_size]`.
+    FfnGateBias,
+    /// Bias of the up projection: `[ffn_size]`.
+    FfnUpBias,
+    /// Bias of the down projection: `[hidden_size]`.
+    FfnDownBias,
+    /// Norm after the feed-forward network: `[hidden_size]`.
+    FfnPostNorm,
+    /// Its bias.
+    FfnPostNormBias,
+    /// Chooses experts: `[experts, hidden_size]`.
+    Router,
+    /// Gate of the shared expert's network.
+    SharedGate,
+    /// Its up projection.
+    SharedUp,
+    /// Its down projection.
+    SharedDown,
+    /// How much of the shared expert is added: `[hidden_size]`.
+    SharedWeight,
+}
+
+/// A matrix that every expert has one of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ExpertTensor {
+    /// `[ffn_size, hidden_size]`.
+    Gate,
+    /// `[ffn_size, hidden_size]`.
+    Up,
+    /// `[hidden_size, ffn_size]`.
+    Down,
 }
 
 use LayerTensor::*;
 
-/// Each layer tensor, the end of its name in GGUF files (after `blk.N.`) and in Hugging Face folders (after
-/// `model.layers.N.`), in the order of the enum.
-const LAYER_NAMES: [(LayerTensor, &str, &str); 15] = [
-    (AttnNorm, "attn_norm.weight", "input_layernorm.weight"),
-    (AttnQ, "attn_q.weight", "self_attn.q_proj.weight"),
-    (AttnK, "attn_k.weight", "self_attn.k_proj.weight"),
-    (AttnV, "attn_v.weight", "self_attn.v_proj.weight"),
-    (AttnQBias, "attn_q.bias", "self_attn.q_proj.bias"),
-    (AttnKBias, "attn_k.bias", "self_attn.k_proj.bias"),
-    (AttnVBias, "attn_v.bias", "self_attn.v_proj.bias"),
-    (AttnQNorm, "attn_q_norm.weight", "self_attn.q_norm.weight"),
-    (AttnKNorm, "attn_k_norm.weight", "self_attn.k_norm.weight"),
-    (AttnOutput, "attn_output.weight", "self_attn.o_proj.weight"),
-    (AttnOutputBias, "attn_output.bias", "self_attn.o_proj.bias"),
-    (
-        FfnNorm,
-        "ffn_norm.weight",
-        "post_attention_layernorm.weight",
-    ),
-    (FfnGate, "ffn_gate.weight", "mlp.gate_proj.weight"),
-    (FfnUp, "ffn_up.weight", "mlp.up_proj.weight"),
-    (FfnDown, "ffn_down.weight", "mlp.down_proj.weight"),
-];
-
-/// The tensors outside the layers: name in GGUF files and in Hugging Face folders.
-const OUTER_NAMES: [(TensorName, &str, &str); 3] = [
-    (
-        TensorName::TokenEmbedding,
-        "token_embd.weight",
-        "model.embed_tokens.weight",
-    ),
-    (
-        TensorName::OutputNorm,
-        "output_norm.weight",
-        "model.norm.weight",
-    ),
-    (TensorName::Output, "output.weight", "lm_head.weight"),
-];
+impl ExpertTensor {
+    /// Every matrix.
+    pub const ALL: [ExpertTensor; 3] = [Self::Gate, Self::Up, Self::Down];
+}
 
 impl LayerTensor {
     /// Every layer tensor.
-    pub const ALL: [LayerTensor; 15] = [
+    pub const ALL: [LayerTensor; 29] = [
         AttnNorm,
+        AttnNormBias,
         AttnQ,
         AttnK,
         AttnV,
@@ -107,136 +127,166 @@ impl LayerTensor {
         AttnKNorm,
         AttnOutput,
         AttnOutputBias,
+        AttnPostNorm,
+        AttnPostNormBias,
         FfnNorm,
+        FfnNormBias,
         FfnGate,
         FfnUp,
         FfnDown,
+        FfnGateBias,
+        FfnUpBias,
+        FfnDownBias,
+        FfnPostNorm,
+        FfnPostNormBias,
+        Router,
+        SharedGate,
+        SharedUp,
+        SharedDown,
+        SharedWeight,
     ];
 
-    /// Whether a model of this configuration has the tensor.
-    pub fn is_part_of(self, config: &ModelConfig) -> bool {
+    /// Whether a layer of a model of this configuration has the tensor.
+    pub fn is_part_of(self, config: &ModelConfig, layer: usize) -> bool {
+        let norm = config.norm;
+        let has_experts = config
+            .layer_kinds
+            .get(layer)
+            .is_some_and(|kind| kind.experts);
+        let shared = has_experts && config.experts.is_some_and(|e| e.shared_ffn_size.is_some());
         match self {
+            AttnNorm | FfnNorm => norm.place.is_before(),
+            AttnNormBias | FfnNormBias => norm.place.is_before() && norm.bias,
+            AttnPostNorm | FfnPostNorm => norm.place != NormPlace::Before,
+            AttnPostNormBias | FfnPostNormBias => norm.place != NormPlace::Before && norm.bias,
             AttnQBias | AttnKBias | AttnVBias => config.qkv_bias,
-            AttnQNorm | AttnKNorm => config.qk_norm,
+            AttnQNorm | AttnKNorm => config.qk_norm != QkNorm::None,
             AttnOutputBias => config.attn_output_bias,
-            _ => true,
+            AttnQ | AttnK | AttnV | AttnOutput => true,
+            FfnGate => config.gated && !has_experts,
+            FfnUp | FfnDown => !has_experts,
+            FfnGateBias => config.gated && config.ffn_bias && !has_experts,
+            FfnUpBias | FfnDownBias => config.ffn_bias && !has_experts,
+            Router => has_experts,
+            SharedGate | SharedUp | SharedDown | SharedWeight => shared,
         }
-    }
-}
-
-/// Which way of naming tensors a file follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Naming {
-    Gguf,
-    HuggingFace,
-}
-
-impl TensorName {
-    /// Every tensor of a model of this configuration. A tied output matrix is left out.
-    pub fn all(config: &ModelConfig) -> impl Iterator<Item = TensorName> + '_ {
-        let outer = OUTER_NAMES
-            .iter()
-            .map(|(name, ..)| *name)
-            .filter(|name| *name != Self::Output || !config.tied_embeddings);
-        let layers = (0..config.layers).flat_map(move |layer| {
-            let tensors = LayerTensor::ALL
-                .into_iter()
-                .filter(|tensor| tensor.is_part_of(config));
-            tensors.map(move |tensor| Self::Layer(layer, tensor))
-        });
-        outer.chain(layers)
     }
 
     /// The shape, outermost first, in a model of this configuration.
-    pub fn shape(self, config: &ModelConfig) -> Vec<usize> {
+    fn shape(self, config: &ModelConfig) -> Vec<usize> {
         let (hidden, ffn) = (config.hidden_size, config.ffn_size);
         let (q, kv) = (config.q_size(), config.kv_size());
-        let Self::Layer(_, tensor) = self else {
-            return match self {
-                Self::OutputNorm => vec![hidden],
-                _ => vec![config.vocab_size, hidden],
-            };
-        };
-        match tensor {
-            AttnNorm | FfnNorm | AttnOutputBias => vec![hidden],
+        let shared = config.experts.and_then(|e| e.shared_ffn_size).unwrap_or(0);
+        match self {
+            AttnNorm | AttnNormBias | FfnNorm | FfnNormBias | AttnOutputBias | AttnPostNorm
+            | AttnPostNormBias | FfnPostNorm | FfnPostNormBias | FfnDownBias => vec![hidden],
             AttnQ => vec![q, hidden],
             AttnK | AttnV => vec![kv, hidden],
             AttnQBias => vec![q],
             AttnKBias | AttnVBias => vec![kv],
+            AttnQNorm if config.qk_norm == QkNorm::Whole => vec![q],
+            AttnKNorm if config.qk_norm == QkNorm::Whole => vec![kv],
             AttnQNorm | AttnKNorm => vec![config.head_dim],
             AttnOutput => vec![hidden, q],
             FfnGate | FfnUp => vec![ffn, hidden],
+            FfnGateBias | FfnUpBias => vec![ffn],
             FfnDown => vec![hidden, ffn],
+            Router => vec![config.experts.map_or(0, |e| e.count), hidden],
+            SharedGate | SharedUp => vec![shared, hidden],
+            SharedDown => vec![hidden, shared],
+            SharedWeight => vec![hidden],
+        }
+    }
+}
+
+impl TensorName {
+    /// The tensors outside the layers.
+    const OUTER: [TensorName; 8] = [
+        Self::TokenEmbedding,
+        Self::PositionEmbedding,
+        Self::TypeEmbedding,
+        Self::EmbeddingNorm,
+        Self::EmbeddingNormBias,
+        Self::OutputNorm,
+        Self::OutputNormBias,
+        Self::Output,
+    ];
+
+    /// Every tensor of a model of this configuration. A tied output matrix is left out.
+    pub fn all(config: &ModelConfig) -> impl Iterator<Item = TensorName> + '_ {
+        let outer = Self::OUTER
+            .into_iter()
+            .filter(|name| name.is_outer_part_of(config));
+        let layers = (0..config.layers).flat_map(move |layer| {
+            let tensors = LayerTensor::ALL
+                .into_iter()
+                .filter(move |tensor| tensor.is_part_of(config, layer));
+            let has_experts = Router.is_part_of(config, layer);
+            let experts = config.experts.filter(|_| has_experts);
+            let experts = (0..experts.map_or(0, |e| e.count)).flat_map(move |expert| {
+                let all = ExpertTensor::ALL.into_iter();
+                all.map(move |tensor| Self::Expert(layer, expert, tensor))
+            });
+            tensors
+                .map(move |tensor| Self::Layer(layer, tensor))
+                .chain(experts)
+        });
+        outer.chain(layers)
+    }
+
+    fn is_outer_part_of(self, config: &ModelConfig) -> bool {
+        let embedding_norm = config.norm.place == NormPlace::AfterSum;
+        match self {
+            Self::PositionEmbedding => config.learned_positions.is_some(),
+            Self::TypeEmbedding => config.token_types.is_some(),
+            Self::EmbeddingNorm => embedding_norm,
+            Self::EmbeddingNormBias => embedding_norm && config.norm.bias,
+            Self::OutputNorm => !embedding_norm,
+            Self::OutputNormBias => !embedding_norm && config.norm.bias,
+            Self::Output => config.has_output && !config.tied_embeddings,
+            _ => true,
         }
     }
 
-    /// A dense number: the outer tensors first, then layer by layer.
-    pub(super) fn index(self) -> usize {
+    /// The shape, outermost first, in a model of this configuration.
+    pub fn shape(self, config: &ModelConfig) -> Vec<usize> {
+        let hidden = config.hidden_size;
         match self {
-            Self::TokenEmbedding => 0,
-            Self::OutputNorm => 1,
-            Self::Output => 2,
-            Self::Layer(layer, tensor) => {
-                OUTER_NAMES.len() + layer * LayerTensor::ALL.len() + tensor as usize
+            Self::TokenEmbedding | Self::Output => vec![config.vocab_size, hidden],
+            Self::PositionEmbedding => vec![config.learned_positions.unwrap_or(0), hidden],
+            Self::TypeEmbedding => vec![config.token_types.unwrap_or(0), hidden],
+            Self::EmbeddingNorm
+            | Self::EmbeddingNormBias
+            | Self::OutputNorm
+            | Self::OutputNormBias => vec![hidden],
+            Self::Layer(_, tensor) => tensor.shape(config),
+            Self::Expert(_, _, tensor) => {
+                let ffn = config.experts.map_or(0, |experts| experts.ffn_size);
+                match tensor {
+                    ExpertTensor::Gate | ExpertTensor::Up => vec![ffn, hidden],
+                    ExpertTensor::Down => vec![hidden, ffn],
+                }
             }
         }
     }
 
-    /// The name in a file.
-    pub(super) fn in_file(self, naming: Naming) -> String {
-        if let Self::Layer(layer, tensor) = self {
-            let (_, gguf, hf) = LAYER_NAMES[tensor as usize];
-            return match naming {
-                Naming::Gguf => format!("blk.{layer}.{gguf}"),
-                Naming::HuggingFace => format!("model.layers.{layer}.{hf}"),
-            };
-        }
-        let (_, gguf, hf) = OUTER_NAMES[self.index()];
-        match naming {
-            Naming::Gguf => gguf.to_owned(),
-            Naming::HuggingFace => hf.to_owned(),
-        }
+    /// Whether the tensor is the weight of a norm (not its bias).
+    pub(crate) fn is_norm_weight(self) -> bool {
+        matches!(
+            self,
+            Self::EmbeddingNorm
+                | Self::OutputNorm
+                | Self::Layer(
+                    _,
+                    AttnNorm | AttnQNorm | AttnKNorm | AttnPostNorm | FfnNorm | FfnPostNorm
+                )
+        )
     }
-}
-
-/// Whether a tensor may be left unread: it is derived from the configuration, already part of it, or tied.
-pub(super) fn is_harmless(name: &str, config: &ModelConfig) -> bool {
-    let in_config = [
-        "rope_freqs.weight",
-        "rope_factors_short.weight",
-        "rope_factors_long.weight",
-    ];
-    let tied = config.tied_embeddings && name == TensorName::Output.in_file(Naming::HuggingFace);
-    in_config.contains(&name) || name.ends_with(".rotary_emb.inv_freq") || tied
 }
 
 impl fmt::Display for TensorName {
-    /// Writes the GGUF name.
+    /// Writes the GGUF name that most architectures have for it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.in_file(Naming::Gguf))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tables_follow_the_enums() {
-        for (i, tensor) in LayerTensor::ALL.into_iter().enumerate() {
-            assert_eq!(tensor as usize, i);
-            assert_eq!(LAYER_NAMES[i].0, tensor);
-            assert_eq!(TensorName::Layer(2, tensor).index(), 3 + 2 * 15 + i);
-        }
-        for (i, (name, ..)) in OUTER_NAMES.into_iter().enumerate() {
-            assert_eq!(name.index(), i);
-        }
-        assert_eq!(TensorName::Layer(0, AttnNorm).index(), OUTER_NAMES.len());
-        let name = TensorName::Layer(7, AttnQ);
-        assert_eq!(name.to_string(), "blk.7.attn_q.weight");
-        assert_eq!(
-            name.in_file(Naming::HuggingFace),
-            "model.layers.7.self_attn.q_proj.weight"
-        );
+        f.write_str(&gguf_name(*self))
     }
 }

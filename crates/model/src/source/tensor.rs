@@ -4,6 +4,18 @@ use std::ops::Range;
 
 use neap_kernels::format::WeightFormat;
 
+/// How values stand in a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stored {
+    /// In the tensor's format.
+    #[default]
+    AsFormat,
+    /// One byte each: sign, 4 bits of exponent, 3 of fraction, no infinities.
+    F8E4M3,
+    /// One byte each: sign, 5 bits of exponent, 2 of fraction.
+    F8E5M2,
+}
+
 /// Where a tensor lies and what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
@@ -12,8 +24,10 @@ pub struct TensorInfo {
     /// The dimensions, outermost first: `[rows, cols]` for a matrix, with `cols` contiguous. (GGUF stores them the
     /// other way round.) Never empty; no dimension is 0; the product fits.
     pub shape: Vec<usize>,
-    /// How the values are encoded.
+    /// How the values are encoded, or will be once they are read where [`TensorInfo::stored`] says so.
     pub format: WeightFormat,
+    /// How they stand in the file.
+    pub stored: Stored,
     /// Which file of a model in several files holds the tensor, from 0.
     pub file: usize,
     /// Offset in bytes from the start of that file. Not aligned in safetensors files.
@@ -41,6 +55,15 @@ impl TensorInfo {
     /// The number of rows: the product of all dimensions but the innermost.
     pub fn rows(&self) -> usize {
         self.shape.iter().rev().skip(1).product()
+    }
+
+    /// The name of the type in the file.
+    pub fn type_name(&self) -> &'static str {
+        match self.stored {
+            Stored::AsFormat => self.format.name(),
+            Stored::F8E4M3 => "F8_E4M3",
+            Stored::F8E5M2 => "F8_E5M2",
+        }
     }
 
     /// The byte range in the file.

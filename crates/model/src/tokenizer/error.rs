@@ -62,6 +62,19 @@ pub enum TokenizerError {
         /// Number of tokens.
         vocab_size: usize,
     },
+    /// The tokenizer has tokens that the model beside it has not: one of the two is another model's.
+    #[error(
+        "the tokenizer has token {id} ({text:?}), the model only {model_tokens} tokens: take the tokenizer \
+         that belongs to the model, or resize the model's embedding"
+    )]
+    BeyondModel {
+        /// The first such token.
+        id: u32,
+        /// Its text.
+        text: String,
+        /// Tokens of the model.
+        model_tokens: usize,
+    },
     /// A rule of byte-pair encoding refers to something that is not there.
     #[error("tokenizer.ggml.merges[{index}] = {text:?}: {reason}")]
     InvalidMerge {

@@ -223,6 +223,19 @@ impl Family {
     }
 }
 
+/// A name that GGUF files have for the splitter with these expressions, if there is one.
+pub(crate) fn splitter_name(patterns: &[String], ignore_merges: bool) -> Option<&'static str> {
+    let found = FAMILIES.iter().find(|(_, family)| {
+        family.ignore_merges == ignore_merges && family.patterns.iter().eq(patterns.iter())
+    });
+    // Whole words are tokens anyway where the vocabulary was trained by these merges.
+    let found = found.or_else(|| {
+        let same = |(_, family): &&(_, Family)| family.patterns.iter().eq(patterns.iter());
+        FAMILIES.iter().find(same).filter(|_| !ignore_merges)
+    });
+    found.and_then(|(names, _)| names.first().copied())
+}
+
 /// Names of the splitters that are known.
 pub(crate) fn known_names() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().flat_map(|(names, _)| names.iter().copied())

@@ -93,6 +93,18 @@ pub enum TokenType {
 }
 
 impl TokenType {
+    /// The number that GGUF files give it.
+    pub(crate) fn number(self) -> i32 {
+        match self {
+            Self::Normal => 1,
+            Self::Unknown => 2,
+            Self::Control => 3,
+            Self::UserDefined => 4,
+            Self::Unused => 5,
+            Self::Byte => 6,
+        }
+    }
+
     fn from_number(number: i32) -> Option<Self> {
         Some(match number {
             // 0 is "undefined" in ggml: a token without a type is text.

@@ -1,7 +1,7 @@
 //! Configurations: read from both kinds of files, and refused by the name of the field.
 
 use neap_kernels::format::WeightFormat;
-use neap_model::config::{Architecture, ModelConfig, RopeLayout, RopeScaling};
+use neap_model::config::{Architecture, ModelConfig, QkNorm, RopeLayout, RopeScaling};
 use neap_model::gguf::{Array, GgufFile, ModelFileError, Value};
 use neap_model::safetensors::HfFolder;
 use serde_json::{Value as Json, json};
@@ -81,7 +81,8 @@ fn architectures_bring_their_options() {
         let config = gguf_with(&tiny, &[], &[]).unwrap();
         assert_eq!(config.architecture, architecture);
         assert_eq!(config.qkv_bias, architecture == Architecture::Qwen2);
-        assert_eq!(config.qk_norm, architecture == Architecture::Qwen3);
+        let norm = config.qk_norm == QkNorm::Heads;
+        assert_eq!(norm, architecture == Architecture::Qwen3);
         assert!(config.tied_embeddings);
         let interleaved = config.rope.layout == RopeLayout::Interleaved;
         assert_eq!(interleaved, architecture == Architecture::Llama);
@@ -122,7 +123,6 @@ fn gguf_fields_out_of_range_are_named() {
         ("llama.rope.scaling.type", Value::from("dynamic")),
         ("llama.rope.scaling.type", Value::U8(1)),
         ("llama.vocab_size", Value::U32(41)),
-        ("llama.expert_count", Value::U32(8)),
         ("llama.logit_scale", Value::F32(2.0)),
         ("general.architecture", Value::from("gpt5")),
         ("general.architecture", Value::U32(1)),
@@ -287,11 +287,10 @@ fn folder_fields_out_of_range_are_named() {
         ("partial_rotary_factor", json!(1.5)),
         ("partial_rotary_factor", json!(0.01)),
         ("sliding_window", json!(0)),
-        ("hidden_act", json!("gelu")),
-        ("mlp_bias", json!(true)),
+        ("hidden_act", json!("relu")),
         ("quantization_config", json!({ "quant_method": "gptq" })),
         ("num_local_experts", json!(8)),
-        ("model_type", json!("bert")),
+        ("model_type", json!("mamba")),
         ("bos_token_id", json!(-1)),
         ("bos_token_id", json!(40)),
         ("eos_token_id", json!([2, 40])),
@@ -362,6 +361,14 @@ fn folder_rope_scaling_is_read_in_old_and_new_spelling() {
         matches!(yarn, RopeScaling::Yarn { attention_factor, original_context: 32, .. }
             if (attention_factor - 1.138_629_4).abs() < 1e-6)
     );
+    let dynamic = scaling(json!({ "rope_scaling": { "type": "dynamic", "factor": 2.0 } }));
+    assert_eq!(
+        dynamic.unwrap().scaling,
+        RopeScaling::Dynamic {
+            factor: 2.0,
+            original_context: 128,
+        }
+    );
     let long = json!({
         "type": "longrope", "short_factor": [1, 1, 1, 1], "long_factor": [2, 2, 2, 2],
         "original_max_position_embeddings": 32,
@@ -382,10 +389,11 @@ fn folder_rope_scaling_is_read_in_old_and_new_spelling() {
 fn bad_folder_rope_scaling_is_named() {
     let scaled = |scaling: Json| tiny_folder(json!({ "rope_scaling": scaling }));
     names_field(
-        scaled(json!({ "rope_type": "dynamic", "factor": 2.0 })),
+        scaled(json!({ "rope_type": "spiral", "factor": 2.0 })),
         "rope_scaling.rope_type",
     );
     names_field(scaled(json!({ "type": "linear" })), "rope_scaling.factor");
+    names_field(scaled(json!({ "type": "dynamic" })), "rope_scaling.factor");
     names_field(
         scaled(json!({ "type": "linear", "factor": 0.0 })),
         "rope_scaling",
@@ -414,14 +422,23 @@ fn windows_are_read_only_where_they_are_used() {
     assert_eq!(window(none).unwrap(), None);
     let off = json!({ "sliding_window": 16, "use_sliding_window": false });
     assert_eq!(window(off).unwrap(), None);
-    let on = json!({ "sliding_window": 16, "use_sliding_window": true });
-    names_field(tiny_folder(on), "use_sliding_window");
     let (sliding, full) = ("sliding_attention", "full_attention");
     let listed = |kinds: [&str; 2]| json!({ "sliding_window": 16, "use_sliding_window": true, "layer_types": kinds });
     assert_eq!(window(listed([sliding, sliding])).unwrap(), Some(16));
     assert_eq!(window(listed([full, full])).unwrap(), None);
-    names_field(tiny_folder(listed([sliding, full])), "layer_types");
+    let windows = |changes: Json| -> Vec<bool> {
+        let config = tiny_folder(changes).unwrap();
+        (0..2).map(|layer| config.window(layer).is_some()).collect()
+    };
+    assert_eq!(windows(listed([sliding, full])), [true, false]);
     names_field(tiny_folder(listed([full, "linear"])), "layer_types");
+    let short = json!({ "sliding_window": 16, "layer_types": [full] });
+    names_field(tiny_folder(short), "layer_types");
+    // Without a list, Qwen's rule: the first `max_window_layers` see everything.
+    let qwen = json!({
+        "model_type": "qwen3", "sliding_window": 16, "use_sliding_window": true, "max_window_layers": 1,
+    });
+    assert_eq!(windows(qwen), [false, true]);
 }
 
 #[test]
@@ -490,7 +507,7 @@ fn published_configurations_are_read() {
         "use_sliding_window": false, "vocab_size": 151936,
     }));
     assert_eq!((qwen2.head_dim, qwen2.sliding_window), (64, None));
-    assert!(qwen2.qkv_bias && !qwen2.qk_norm);
+    assert!(qwen2.qkv_bias && qwen2.qk_norm == QkNorm::None);
     let qwen3 = published(json!({
         "attention_bias": false, "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128,
         "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072, "max_position_embeddings": 40960,
@@ -502,5 +519,5 @@ fn published_configurations_are_read() {
         (qwen3.head_dim, qwen3.q_size(), qwen3.hidden_size),
         (128, 2048, 1024)
     );
-    assert!(qwen3.qk_norm && !qwen3.qkv_bias);
+    assert!(qwen3.qk_norm == QkNorm::Heads && !qwen3.qkv_bias);
 }

@@ -2,6 +2,7 @@
 
 mod config;
 mod foreign;
+mod fp8;
 mod gguf;
 mod hostile;
 mod inspect;

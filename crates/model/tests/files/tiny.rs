@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use neap_kernels::format::WeightFormat;
-use neap_model::config::Architecture;
+use neap_model::config::{ARCHITECTURES, Architecture, ArchitectureRow, QkNorm};
 use neap_model::gguf::{Array, Value, Writer};
 use serde_json::json;
 
@@ -37,6 +37,14 @@ impl Default for Tiny {
             format: WeightFormat::F32,
         }
     }
+}
+
+/// The architectures whose tensors are those of a [`Tiny`].
+pub fn rows() -> impl Iterator<Item = &'static ArchitectureRow> {
+    use Architecture::{Llama, Mistral, Qwen2, Qwen3};
+    ARCHITECTURES
+        .iter()
+        .filter(|row| [Llama, Mistral, Qwen2, Qwen3].contains(&row.architecture))
 }
 
 /// A tensor to be written: name, shape and encoded values.
@@ -128,7 +136,7 @@ impl Tiny {
             layer.push(("attn_k.bias", "self_attn.k_proj.bias", vec![kv]));
             layer.push(("attn_v.bias", "self_attn.v_proj.bias", vec![kv]));
         }
-        if row.needs_qk_norm {
+        if row.qk_norm != QkNorm::None {
             let dim = vec![self.head_dim];
             layer.push(("attn_q_norm.weight", "self_attn.q_norm.weight", dim.clone()));
             layer.push(("attn_k_norm.weight", "self_attn.k_norm.weight", dim));

@@ -1,0 +1,222 @@
+//! Every architecture: logits and greedy tokens of a tiny model made by Hugging Face transformers, from its folder and
+//! from the GGUF file that it is converted to.
+//!
+//! `golden/architectures.py` makes the models and says what the tolerances mean.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use neap_kernels::Isa;
+use neap_kernels::format::WeightFormat;
+use neap_model::convert;
+use neap_model::decoder::Repack;
+use neap_model::gguf::GgufFile;
+use neap_model::source::ModelSource;
+use neap_model::tokenizer::{EncodeOptions, Tokenizer};
+use serde::Deserialize;
+
+use support::{PLAIN, Runner, Setup, errors, fast, read_logits};
+
+#[derive(Deserialize)]
+struct Manifest {
+    models: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    name: String,
+    greedy: Vec<u32>,
+    tolerance: Tolerance,
+}
+
+#[derive(Deserialize)]
+struct Tolerance {
+    relative_l2: f64,
+    largest: f64,
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    tokens: Vec<u32>,
+    positions: Vec<usize>,
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn json<T: for<'a> Deserialize<'a>>(name: &str) -> T {
+    let text = std::fs::read_to_string(golden().join(name)).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn models() -> Vec<Entry> {
+    json::<Manifest>("architectures.json").models
+}
+
+fn folder(entry: &Entry) -> PathBuf {
+    golden().join("architectures").join(&entry.name)
+}
+
+fn from_folder(entry: &Entry) -> ModelSource {
+    ModelSource::open(folder(entry)).unwrap()
+}
+
+/// The model as a GGUF file in memory.
+fn converted(source: &ModelSource) -> ModelSource {
+    let bytes = convert::to_gguf(source, Vec::new(), &mut |_, _| {}).unwrap();
+    ModelSource::from_gguf(GgufFile::from_vec("converted.gguf", bytes).unwrap()).unwrap()
+}
+
+/// What is wrong with a model's logits, if anything.
+fn faults(entry: &Entry, kind: &str, source: ModelSource, setup: Setup) -> Option<String> {
+    let prompt: Prompt = json("manifest.json");
+    let mut runner = Runner::new(source, setup);
+    let logits = runner.logits(&prompt.tokens, prompt.tokens.len());
+    let expected = read_logits(&folder(entry).join("logits.f32"), runner.vocab);
+    assert_eq!(expected.len(), prompt.positions.len());
+    let mut worst = (0.0_f64, 0.0_f64);
+    for (position, expected) in prompt.positions.iter().zip(&expected) {
+        let (relative, largest) = errors(&logits[*position], expected);
+        worst = (
+            support::larger(worst.0, relative),
+            support::larger(worst.1, largest),
+        );
+    }
+    let tolerance = &entry.tolerance;
+    let line = format!(
+        "{:14} {kind:6} relative L2 {:.2e} (at most {:.2e}), largest {:.2e} (at most {:.2e})",
+        entry.name, worst.0, tolerance.relative_l2, worst.1, tolerance.largest
+    );
+    println!("{line}");
+    let chosen = runner.greedy(&prompt.tokens, entry.greedy.len());
+    let within = worst.0 <= tolerance.relative_l2 && worst.1 <= tolerance.largest;
+    match (within, chosen == entry.greedy) {
+        (true, true) => None,
+        (true, false) => Some(format!("{} {kind}: {chosen:?}", entry.name)),
+        _ => Some(line),
+    }
+}
+
+#[test]
+fn folders_give_the_logits_of_transformers() {
+    let mut failures = Vec::new();
+    for entry in models() {
+        failures.extend(faults(&entry, "folder", from_folder(&entry), fast()));
+        failures.extend(faults(&entry, "plain", from_folder(&entry), PLAIN));
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn converted_files_give_the_logits_of_transformers() {
+    let mut failures = Vec::new();
+    for entry in models() {
+        // GGUF files know no such scaling.
+        if entry.name == "llama-dynamic" {
+            continue;
+        }
+        let source = converted(&from_folder(&entry));
+        failures.extend(faults(&entry, "GGUF", source, fast()));
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Neither chunks nor repacking nor threads change a bit, experts and windows among them.
+#[test]
+fn chunks_and_threads_change_nothing() {
+    let prompt: Prompt = json("manifest.json");
+    for entry in models() {
+        let run = |setup: Setup, chunk: usize| {
+            Runner::new(from_folder(&entry), setup).logits(&prompt.tokens, chunk)
+        };
+        let whole = run(fast(), prompt.tokens.len());
+        let mapped = Setup {
+            repack: Repack::Never,
+            threads: 1,
+            ..fast()
+        };
+        assert_eq!(whole, run(mapped, 7), "{}", entry.name);
+        assert_eq!(whole, run(fast(), 1), "{}", entry.name);
+    }
+}
+
+#[test]
+fn converted_tokenizers_give_the_same_tokens() {
+    let entry = models().into_iter().find(|m| m.name == "qwen3").unwrap();
+    let source = from_folder(&entry);
+    let file = converted(&source);
+    let (a, b) = (
+        Tokenizer::from_source(&source).unwrap(),
+        Tokenizer::from_source(&file).unwrap(),
+    );
+    for text in [
+        "the hen and her, 12 eggs",
+        " \n\t grüße 東京 🎉",
+        "<|end_of_text|>x",
+    ] {
+        for parse_special in [false, true] {
+            let options = EncodeOptions {
+                add_bos: true,
+                parse_special,
+            };
+            let expected = a.encode(text, options).unwrap();
+            assert_eq!(expected, b.encode(text, options).unwrap(), "{text}");
+        }
+    }
+    assert_eq!((a.bos(), a.eos()), (b.bos(), b.eos()));
+}
+
+/// Quantizing as the folder is read, and converting with it, are the same model; and it is near the one it was.
+#[test]
+fn quantizing_on_load_is_what_converting_gives() {
+    let prompt: Prompt = json("manifest.json");
+    for (name, format, most) in [
+        ("smollm3", WeightFormat::Q8_0, 0.15),
+        ("smollm3", WeightFormat::Q4_0, 0.6),
+        ("mixtral", WeightFormat::Q8_0, 0.2),
+    ] {
+        let entry = models().into_iter().find(|m| m.name == name).unwrap();
+        let mut source = from_folder(&entry);
+        let before = source.weight_bytes();
+        source.set_quantize(format);
+        assert!(source.weight_bytes() < before * 3 / 4);
+        let file = converted(&source);
+        let run = |source, repack| {
+            let setup = Setup {
+                repack,
+                threads: 1,
+                isa: Isa::best(),
+            };
+            Runner::new(source, setup).logits(&prompt.tokens, 40)
+        };
+        let loaded = run(source, Repack::Never);
+        let mut again = from_folder(&entry);
+        again.set_quantize(format);
+        assert_eq!(loaded, run(again, Repack::Always), "{name} {format}");
+        let from_file = run(file, Repack::Always);
+        let exact = run(from_folder(&entry), Repack::Never);
+        for ((loaded, file), exact) in loaded.iter().zip(&from_file).zip(&exact) {
+            // Rows of queries and keys are in another order in the file, so sums may round otherwise.
+            assert!(errors(file, loaded).0 < 1e-3, "{name} {format}");
+            let (relative, _) = errors(loaded, exact);
+            assert!(relative < most, "{name} {format}: {relative}");
+        }
+    }
+}
+
+#[test]
+fn names_without_their_prefix_are_found() {
+    let entry = models().into_iter().find(|m| m.name == "qwen3").unwrap();
+    let weights = std::fs::read(folder(&entry).join("model.safetensors")).unwrap();
+    let header = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+    let text = std::str::from_utf8(&weights[8..8 + header]).unwrap();
+    // Spaces keep the header's length.
+    let text = text.replace("\"model.", "      \"");
+    let stripped = [&weights[..8], text.as_bytes(), &weights[8 + header..]].concat();
+    let config = std::fs::read(folder(&entry).join("config.json")).unwrap();
+    let folder = neap_model::safetensors::HfFolder::from_vecs("f", config, stripped).unwrap();
+    let source = ModelSource::from_folder(folder).unwrap();
+    assert!(faults(&entry, "inner", source, fast()).is_none());
+}
