@@ -42,6 +42,10 @@ pub enum Command {
     Serve(ServeArgs),
     /// Show what a model file holds and what it will cost in memory.
     Inspect(InspectArgs),
+    /// Write a Hugging Face folder as a GGUF file.
+    Convert(ConvertArgs),
+    /// Turn texts into vectors: one JSON object for each, on standard output.
+    Embed(EmbedArgs),
     /// Measure speed and memory.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -103,6 +107,9 @@ pub struct ModelArgs {
     /// Whether weights are rearranged for speed at load.
     #[arg(long, value_enum, default_value_t = Repack::Auto)]
     pub repack: Repack,
+    /// Quantize 16- and 32-bit weights as they are loaded: q4_0 or q8_0.
+    #[arg(long, value_name = "FORMAT", value_parser = crate::convert::parse_quantize)]
+    pub quantize: Option<neap_kernels::format::WeightFormat>,
     /// Instruction set to use instead of the best one (for tests): scalar, avx2, avx512, avx512vnni, …
     #[arg(long, value_name = "NAME", hide_short_help = true)]
     pub isa: Option<neap_kernels::Isa>,
@@ -263,6 +270,37 @@ pub struct ChatArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// The Hugging Face folder.
+    #[arg(value_name = "FOLDER")]
+    pub folder: PathBuf,
+    /// The GGUF file to write.
+    #[arg(value_name = "OUT.gguf")]
+    pub output: PathBuf,
+    /// Quantize 16- and 32-bit matrices: q4_0 or q8_0; embeddings and the output matrix always to q8_0.
+    #[arg(long, value_name = "FORMAT", value_parser = crate::convert::parse_quantize)]
+    pub quantize: Option<neap_kernels::format::WeightFormat>,
+    /// Write over a file that is there.
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct EmbedArgs {
+    /// The texts; lines of standard input if left out.
+    #[arg(value_name = "TEXT")]
+    pub texts: Vec<String>,
+    /// How a text's rows become one vector: mean, cls or last; what the model's files say if left out.
+    #[arg(long, value_name = "NAME", value_parser = crate::embed::parse_pooling)]
+    pub pooling: Option<neap_model::embed::Pooling>,
+    /// Only the first N numbers, brought to length 1 again.
+    #[arg(long, value_name = "N")]
+    pub dimensions: Option<usize>,
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 #[derive(Debug, Args)]

@@ -25,6 +25,9 @@ use crate::shipped;
 /// KV blocks that a load leaves room for in any case.
 pub const LEAST_BLOCKS: usize = 8;
 
+/// Tokens that an encoder reads at once at most.
+const MOST_AT_ONCE: usize = 8192;
+
 /// Everything that computes, without an engine around it.
 pub struct Parts {
     pub name: String,
@@ -60,6 +63,9 @@ fn open(args: &ModelArgs) -> Result<(String, Arc<ModelSource>), Failure> {
         Some(path) => (path.display().to_string(), ModelSource::open(path)?),
         None => (shipped::NAME.to_owned(), shipped::source()?),
     };
+    if let Some(format) = args.quantize {
+        source.set_quantize(format);
+    }
     let made_for = source.config().context_length;
     match args.context {
         Some(0) => return Err(Failure::new("--context must be at least 1")),
@@ -77,21 +83,49 @@ fn open(args: &ModelArgs) -> Result<(String, Arc<ModelSource>), Failure> {
 /// Loads weights and reserves scratch for `sequences` at once.
 pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> {
     let (name, source) = open(args)?;
-    let quality = quality(args)?;
+    if !source.config().has_output {
+        return Err(Failure::new(format!(
+            "{name} is an encoder, which writes no text: use neap embed"
+        )));
+    }
+    load_source(args, (name, source), sequences, new_budget(args))
+}
+
+fn new_budget(args: &ModelArgs) -> Budget {
     let limit = args
         .memory
         .unwrap_or_else(|| neap_memory::default_budget().bytes);
-    let budget = Budget::new(limit);
+    Budget::new(limit)
+}
+
+/// Loads a model that makes vectors, encoders among them; within a budget that others share, if it is given one.
+pub fn load_embedder(args: &ModelArgs, budget: Option<&Budget>) -> Result<Parts, Failure> {
+    let budget = budget.cloned().unwrap_or_else(|| new_budget(args));
+    load_source(args, open(args)?, 1, budget)
+}
+
+fn load_source(
+    args: &ModelArgs,
+    (name, source): (String, Arc<ModelSource>),
+    sequences: usize,
+    budget: Budget,
+) -> Result<Parts, Failure> {
+    let quality = quality(args)?;
     let threads = args
         .threads
         .map_or_else(pool::available_threads, usize::from);
     let pool = Arc::new(ThreadPool::new(threads));
     let isa = args.isa.unwrap_or_else(Isa::best);
+    let config = source.config();
+    // Encoders read a text in one step.
+    let least = match config.causal {
+        true => sequences,
+        false => config.context_length.min(MOST_AT_ONCE),
+    };
     let limits = DecoderLimits {
-        batch_tokens: (args.chunk as usize).max(sequences),
+        batch_tokens: (args.chunk as usize).max(least),
         logit_rows: sequences,
     };
-    let config = source.config();
     let layout = decoder::kv_layout(config)?;
     let scratch = CpuDecoder::scratch_bytes(config, &layout, limits, threads);
     let kv_block_bytes = decoder::kv_block_bytes(config)?;
@@ -99,8 +133,8 @@ pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> 
     let blocks = config.context_length.div_ceil(decoder::BLOCK_TOKENS) * sequences;
     // The blocks of a short conversation; where it grows longer, weights give way.
     let reserve_bytes = scratch + kv_block * blocks.min(LEAST_BLOCKS) as u64;
-    check_least(&source, limit, reserve_bytes)?;
-    let bar = progress_bar();
+    check_least(&source, budget.available(), reserve_bytes)?;
+    let bar = progress_bar("loading");
     let model = Model::load(
         Arc::clone(&source),
         &budget,
@@ -204,11 +238,7 @@ fn quality(args: &ModelArgs) -> Result<KvQuality, Failure> {
 
 /// The tokenizer that comes with a model.
 pub fn tokenizer(source: &ModelSource) -> Result<Tokenizer, Failure> {
-    match (source.gguf(), source.folder()) {
-        (Some(file), _) => Ok(Tokenizer::from_gguf(file)?),
-        (None, Some(folder)) => Ok(Tokenizer::from_hf_folder(folder)?),
-        (None, None) => Err(Failure::new("the model has no tokenizer")),
-    }
+    Ok(Tokenizer::from_source(source)?)
 }
 
 fn template(source: &ModelSource, tokenizer: &Tokenizer) -> Result<ChatTemplate, Failure> {
@@ -254,12 +284,13 @@ fn no_room(why: &OverBudget) -> Failure {
 }
 
 /// Shown only for loads that take a while, and only to people.
-fn progress_bar() -> ProgressBar {
+pub fn progress_bar(what: &str) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style =
-        ProgressStyle::with_template("loading {bar:30} {bytes} of {total_bytes}, {eta} left");
+    let style = ProgressStyle::with_template(&format!(
+        "{what} {{bar:30}} {{bytes}} of {{total_bytes}}, {{eta}} left"
+    ));
     let bar = ProgressBar::new(0);
     if let Ok(style) = style {
         bar.set_style(style);

@@ -6,8 +6,10 @@ mod bench;
 mod bytes;
 mod chat;
 mod config;
+mod convert;
 mod disk_speed;
 mod docs;
+mod embed;
 mod eval;
 mod failure;
 mod generate;
@@ -46,6 +48,8 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Convert(args) => convert::run(args),
+        Command::Embed(args) => embed::run(args),
         Command::Eval(command) => eval::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Memory(command) => memory::run(command),

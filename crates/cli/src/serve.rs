@@ -2,7 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use neap_engine::{Engine, EngineConfig};
@@ -14,10 +14,11 @@ use neap_memory::remote::RemoteLevel;
 use neap_memory::session::Sessions;
 use neap_model::chat::ChatTemplate;
 use neap_model::decoder::{CpuDecoder, Decoder};
+use neap_model::embed::{Embedder, Pooling};
 use neap_model::tokenizer::Tokenizer;
-use neap_server::{Options, ServedModel};
+use neap_server::{EmbeddingModel, Options, ServedModel};
 
-use crate::args::ServeArgs;
+use crate::args::{ModelArgs, ServeArgs};
 use crate::bytes::show;
 use crate::failure::Failure;
 use crate::loading::{self, Parts};
@@ -39,6 +40,10 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let pressure = Watch::begin(&parts.budget, WatchOptions::default())?;
     pressure.set_mapped_bytes(parts.decoder.model().mapped_bytes());
     let model = served_model(args, &parts)?;
+    let embedding = match &args.embedding_model {
+        Some(path) => Some(embedding_model(args, path, &parts)?),
+        None => None,
+    };
     let max_active = parallel + args.max_queue as usize;
     let mut options = Options {
         host: args.host.clone(),
@@ -49,6 +54,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         slow_client: Duration::from_secs(args.slow_client),
         api_keys,
         admin_key: args.admin_key.clone(),
+        embedding,
         pressure: Some(pressure),
         sessions: None,
         grace: Duration::from_secs(args.grace),
@@ -77,20 +83,43 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The model behind `/v1/embeddings`, in the budget of the other.
+fn embedding_model(
+    args: &ServeArgs,
+    path: &Path,
+    beside: &Parts,
+) -> Result<EmbeddingModel, Failure> {
+    let model = ModelArgs {
+        model: Some(path.to_owned()),
+        context: None,
+        ..args.model.clone()
+    };
+    let parts = loading::load_embedder(&model, Some(&beside.budget))?;
+    let pooling = Pooling::of(&parts.source)?;
+    Ok(EmbeddingModel {
+        id: model_id(path),
+        tokenizer: Tokenizer::from_source(&parts.source)?,
+        embedder: Mutex::new(Embedder::new(parts.decoder, parts.kv, pooling)),
+    })
+}
+
+/// A model's name in the API: that of its file or folder.
+fn model_id(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let stem = if path.is_dir() {
+        path.file_name()
+    } else {
+        path.file_stem()
+    };
+    stem.map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned())
+}
+
 fn served_model(args: &ServeArgs, parts: &Parts) -> Result<ServedModel, Failure> {
     let tokenizer = Tokenizer::from_source(&parts.source)?;
     let id = match (&args.model_name, &args.model.model) {
         (Some(name), _) => name.clone(),
         (None, None) => "neap-tiny".to_owned(),
-        (None, Some(path)) => {
-            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
-            let stem = if path.is_dir() {
-                path.file_name()
-            } else {
-                path.file_stem()
-            };
-            stem.map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned())
-        }
+        (None, Some(path)) => model_id(path),
     };
     let template = ChatTemplate::from_source(&parts.source, &tokenizer)?;
     let context_tokens = parts.decoder.context_tokens();

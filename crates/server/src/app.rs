@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::auth::Keys;
 use crate::error::ApiError;
+use crate::openai::embeddings::EmbeddingModel;
 use crate::openai::responses::Store;
 use crate::worker::Handle;
 use crate::{memory, openai, sessions, status, tokens};
@@ -76,6 +77,8 @@ pub struct App {
     pub responses: Store,
     /// Sets the operator's limit where the pressure on the system is watched.
     pub pressure: Option<Watch>,
+    /// Makes vectors, if the server has such a model.
+    pub embedding: Option<EmbeddingModel>,
     pub max_body_bytes: usize,
     pub slow_client: Duration,
 }
@@ -134,7 +137,13 @@ fn routes() -> Vec<Route> {
             "/v1/responses/{id}",
             delete(openai::responses::delete),
         ),
-        ("post", "/v1/embeddings", post(no_embeddings)),
+        (
+            "post",
+            "/v1/embeddings",
+            post(openai::embeddings::embeddings),
+        ),
+        ("post", "/v1/rerank", post(openai::embeddings::rerank)),
+        ("post", "/v1/score", post(openai::embeddings::score)),
     ]
 }
 
@@ -151,12 +160,6 @@ pub fn router(app: Arc<App>) -> Router {
         // Bodies are read with a limit of our own, which answers in our own words.
         .layer(DefaultBodyLimit::disable())
         .with_state(app)
-}
-
-async fn no_embeddings() -> Response {
-    ApiError::not_found("embeddings are not served")
-        .with_code("unsupported_endpoint")
-        .into_response()
 }
 
 async fn unknown_path(request: Request) -> Response {

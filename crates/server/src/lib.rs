@@ -23,5 +23,6 @@ mod tokens;
 mod worker;
 
 pub use app::ServedModel;
+pub use openai::embeddings::EmbeddingModel;
 pub use reading::prompt_tokens_of;
 pub use running::{Options, Running, ServeError, run, start};

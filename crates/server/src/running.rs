@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use crate::app::{self, App, ServedModel};
 use crate::auth::Keys;
 use crate::connection;
+use crate::openai::embeddings::EmbeddingModel;
 use crate::openai::responses::Store;
 use crate::worker::Handle;
 
@@ -38,6 +39,8 @@ pub struct Options {
     pub api_keys: Vec<String>,
     /// The key for `/memory`; none: only this machine may.
     pub admin_key: Option<String>,
+    /// Makes vectors, beside the model that writes.
+    pub embedding: Option<EmbeddingModel>,
     /// Watches the pressure on the system, if anything does.
     pub pressure: Option<Watch>,
     /// Conversations on the disk level, if there is one.
@@ -57,6 +60,7 @@ impl Default for Options {
             slow_client: Duration::from_secs(30),
             api_keys: Vec::new(),
             admin_key: None,
+            embedding: None,
             pressure: None,
             sessions: None,
             grace: Duration::from_secs(30),
@@ -112,6 +116,7 @@ pub async fn start<D: Decoder + Send + 'static>(
         keys: Keys::new(&options.api_keys, options.admin_key.as_deref()),
         responses: Store::new(&budget),
         budget,
+        embedding: options.embedding,
         pressure: options.pressure,
         max_body_bytes: options.max_body_bytes,
         slow_client: options.slow_client,

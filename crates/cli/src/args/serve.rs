@@ -33,6 +33,9 @@ pub struct ServeArgs {
     /// Name of the model in the API; that of its file if left out.
     #[arg(long, value_name = "NAME")]
     pub model_name: Option<String>,
+    /// A model for /v1/embeddings, /v1/rerank and /v1/score: a GGUF file or a Hugging Face folder, in the same budget.
+    #[arg(long, value_name = "PATH")]
+    pub embedding_model: Option<PathBuf>,
     /// A folder for blocks of the prefix cache that RAM has no room for; they outlive a restart.
     #[arg(long, value_name = "PATH")]
     pub disk: Option<PathBuf>,

@@ -4,6 +4,7 @@ pub mod answer;
 pub mod calls;
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 pub mod format;
 pub mod models;
 pub mod params;

@@ -13,7 +13,12 @@ use crate::error::{ApiError, json_response};
 /// `GET /v1/models`.
 pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, ApiError> {
     app.keys.tenant(&headers)?;
-    let answer = json!({"object": "list", "data": [describe(&app)]});
+    let mut served = vec![describe(&app)];
+    served.extend(app.embedding.as_ref().map(|model| {
+        let created = app.model.created;
+        json!({"id": model.id, "object": "model", "created": created, "owned_by": "neap"})
+    }));
+    let answer = json!({"object": "list", "data": served});
     Ok(json_response(StatusCode::OK, &answer))
 }
 

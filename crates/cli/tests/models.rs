@@ -1,0 +1,226 @@
+//! Models of other makes through the program: convert, quantize, embed, and vectors over HTTP.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+fn golden(name: &str) -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden");
+    tests.join(name)
+}
+
+fn neap(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_neap"))
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn a_folder_and_the_file_made_of_it_write_the_same() {
+    let folder = golden("architectures/gemma3");
+    let folder = folder.to_str().unwrap();
+    let out = std::env::temp_dir().join(format!("neap-models-{}", std::process::id()));
+    std::fs::create_dir_all(&out).unwrap();
+    let file = out.join("out.gguf");
+    let file = file.to_str().unwrap();
+    for quantize in [&[][..], &["--quantize", "q8_0"]] {
+        let converted = neap(&[&["convert", folder, file, "--force"], quantize].concat());
+        assert!(converted.status.success(), "{}", text(&converted.stderr));
+        let run = |model: &str, more: &[&str]| {
+            let fixed = [
+                "run",
+                "the hen",
+                "--greedy",
+                "-n",
+                "12",
+                "--ignore-eos",
+                "--model",
+                model,
+            ];
+            let ran = neap(&[&fixed, more].concat());
+            assert!(ran.status.success(), "{}", text(&ran.stderr));
+            ran.stdout
+        };
+        assert_eq!(run(folder, quantize), run(file, &[]), "{quantize:?}");
+    }
+    let again = neap(&["convert", folder, file]);
+    assert!(!again.status.success() && text(&again.stderr).contains("is there already"));
+    let gguf = neap(&["convert", file, file, "--force"]);
+    assert!(text(&gguf.stderr).contains("only Hugging Face folders"));
+    let left = std::fs::read_dir(&out).unwrap().count();
+    assert_eq!(left, 1, "nothing half-written is left");
+    std::fs::remove_dir_all(&out).unwrap();
+    let bad = neap(&["run", "x", "--model", folder, "--quantize", "q3_k"]);
+    assert!(text(&bad.stderr).contains("q4_0, q8_0"));
+}
+
+fn embedding(line: &Value) -> Vec<f64> {
+    let numbers = line["embedding"].as_array().unwrap();
+    numbers.iter().map(|n| n.as_f64().unwrap()).collect()
+}
+
+fn embed(texts: &[&str]) -> Vec<Vec<f64>> {
+    let model = golden("embedders/bert");
+    let args = ["embed", "--model", model.to_str().unwrap()];
+    let out = neap(&[&args, texts].concat());
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let lines = text(&out.stdout);
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    lines.map(|line: Value| embedding(&line)).collect()
+}
+
+#[test]
+fn encoders_embed_and_do_not_write() {
+    let vectors = embed(&["the hen", "the egg"]);
+    assert_eq!((vectors.len(), vectors[0].len()), (2, 36));
+    assert_ne!(vectors[0], vectors[1]);
+    let model = golden("embedders/bert");
+    let run = neap(&["run", "x", "--model", model.to_str().unwrap()]);
+    assert!(text(&run.stderr).contains("use neap embed"));
+}
+
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start() -> Self {
+        let model = golden("embedders/bert");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_neap"))
+            .args([
+                "serve",
+                "--port",
+                "0",
+                "--threads",
+                "1",
+                "--memory",
+                "256MiB",
+            ])
+            .args(["--embedding-model", model.to_str().unwrap()])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let address = loop {
+            let line = lines.next().expect("a line with the address").unwrap();
+            if let Some((_, address)) = line.split_once("http://") {
+                break address.trim_end_matches('/').to_owned();
+            }
+        };
+        // Whatever else it says is read, so that it can say it.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, address }
+    }
+
+    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let body = body.to_string();
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(body).unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn vectors_are_served() {
+    let server = Server::start();
+    let expected = embed(&["the hen", "an egg"]);
+    let (status, answer) = server.post(
+        "/v1/embeddings",
+        &json!({"model": "bert", "input": ["the hen", "an egg"]}),
+    );
+    assert_eq!(status, 200, "{answer}");
+    for (i, expected) in expected.iter().enumerate() {
+        assert_eq!(&embedding(&answer["data"][i]), expected);
+    }
+    assert_eq!(
+        answer["usage"]["prompt_tokens"],
+        answer["usage"]["total_tokens"]
+    );
+    let (_, short) = server.post(
+        "/v1/embeddings",
+        &json!({"input": "the hen", "dimensions": 4}),
+    );
+    assert_eq!(embedding(&short["data"][0]).len(), 4);
+    let coded = json!({"input": "the hen", "encoding_format": "base64"});
+    let (_, coded) = server.post("/v1/embeddings", &coded);
+    assert_eq!(
+        coded["data"][0]["embedding"].as_str().unwrap().len(),
+        36 * 4 / 3 * 4
+    );
+    let (_, ranked) = server.post(
+        "/v1/rerank",
+        &json!({"query": "the hen", "documents": ["an egg", "the hen"], "top_n": 1, "return_documents": true}),
+    );
+    assert_eq!(ranked["results"][0]["index"], 1);
+    assert_eq!(ranked["results"][0]["document"]["text"], "the hen");
+    assert!((ranked["results"][0]["relevance_score"].as_f64().unwrap() - 1.0).abs() < 1e-5);
+    let pairs = json!({"text_1": "the hen", "text_2": ["the hen", "an egg"]});
+    let (_, scores) = server.post("/v1/score", &pairs);
+    let dot: f64 = expected[0]
+        .iter()
+        .zip(&expected[1])
+        .map(|(a, b)| a * b)
+        .sum();
+    assert!((scores["data"][1]["score"].as_f64().unwrap() - dot).abs() < 1e-6);
+    refuses_by_name(&server);
+}
+
+fn refuses_by_name(server: &Server) {
+    for (path, body, named) in [
+        ("/v1/embeddings", json!({}), "input"),
+        ("/v1/embeddings", json!({"input": []}), "input"),
+        (
+            "/v1/embeddings",
+            json!({"input": "x", "dimensions": 37}),
+            "dimensions",
+        ),
+        ("/v1/embeddings", json!({"input": [99_999]}), "input"),
+        (
+            "/v1/embeddings",
+            json!({"input": "x", "model": "other"}),
+            "model",
+        ),
+        (
+            "/v1/embeddings",
+            json!({"input": "a ".repeat(100)}),
+            "input",
+        ),
+        ("/v1/rerank", json!({"query": "x"}), "documents"),
+        (
+            "/v1/score",
+            json!({"text_1": ["a", "b"], "text_2": ["c"]}),
+            "text_1",
+        ),
+    ] {
+        let (status, answer) = server.post(path, &body);
+        assert!((400..500).contains(&status), "{path} {body}: {status}");
+        assert_eq!(answer["error"]["param"], named, "{answer}");
+    }
+}
