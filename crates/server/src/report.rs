@@ -67,6 +67,8 @@ pub struct Decision {
     short_bytes: u64,
     packed: usize,
     spilled: usize,
+    /// Copies in RAM of what is on disk.
+    released: usize,
     dropped: usize,
     cost_us: f64,
 }
@@ -114,7 +116,8 @@ impl Decision {
             short_bytes: entry.plan.short_bytes,
             packed: count(|a| matches!(a, Action::Demote(_))),
             spilled: count(|a| matches!(a, Action::Spill)),
-            dropped: count(|a| matches!(a, Action::Drop | Action::DropCopied)),
+            released: count(|a| matches!(a, Action::DropCopied)),
+            dropped: count(|a| matches!(a, Action::Drop)),
             cost_us: entry.plan.steps.iter().map(|s| s.cost_us).sum(),
         }
     }
@@ -135,6 +138,7 @@ impl Decision {
             "short_bytes": self.short_bytes,
             "packed_blocks": self.packed,
             "spilled_blocks": self.spilled,
+            "released_blocks": self.released,
             "dropped_blocks": self.dropped,
             "expected_cost_us": self.cost_us,
         })
