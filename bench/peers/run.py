@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -254,6 +255,11 @@ INTERESTING_FLAGS = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "
                      "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_int8", "amx_bf16"}
 
 
+def without_folders(text: str) -> str:
+    """Records are read elsewhere: of each path only the last part."""
+    return re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+([\w.+-]+)", r"\1", text)
+
+
 def arguments():
     numbers = lambda text: [int(word) for word in text.split(",")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -311,7 +317,7 @@ def main() -> None:
         if not args.no_record:
             path = args.record or ROOT / "bench" / "record" / f"peers-{now:%Y-%m-%d}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            path.write_text(without_folders(json.dumps(record, indent=1)) + "\n")
             log(f"written: {path}")
 
 

@@ -143,10 +143,16 @@ fn describe(app: &App) -> Value {
             "lossy_hit_tokens": cache.lossy_hit_tokens,
             "packed_hit_tokens": cache.packed_hit_tokens,
             "disk_hit_tokens": cache.disk_hit_tokens,
+            "int8_blocks": cache.int8_blocks,
+            "int4_blocks": cache.int4_blocks,
+            "promoted_blocks": cache.promoted_blocks,
             "packed_blocks": cache.packed_blocks,
             "spilled_blocks": cache.spilled_blocks,
             "dropped_blocks": cache.dropped_blocks,
             "failed_blocks": cache.failed_blocks,
+        },
+        "attended_tokens": {
+            "hot": report.attended.hot, "int8": report.attended.int8, "int4": report.attended.int4,
         },
         "pool": pool,
         "engine": {

@@ -251,7 +251,26 @@ fn tokens(out: &mut Text, metrics: &Metrics, report: &Report) {
         "Tokens found, by level.",
     );
     out.labelled(name, "counter", help, "level", by_level);
+    levels_used(out, report);
+}
+
+/// What was attended to where, and what became of blocks.
+fn levels_used(out: &mut Text, report: &Report) {
+    let cache = &report.cache;
+    let attended = [
+        ("hot", report.attended.hot),
+        ("int8", report.attended.int8),
+        ("int4", report.attended.int4),
+    ];
+    let (name, help) = (
+        "neap_attended_tokens_total",
+        "Pairs of a new token and one that it attended to, by the level of the latter.",
+    );
+    out.labelled(name, "counter", help, "level", attended);
     let moved = [
+        ("int8", cache.int8_blocks),
+        ("int4", cache.int4_blocks),
+        ("promoted", cache.promoted_blocks),
         ("packed", cache.packed_blocks),
         ("spilled", cache.spilled_blocks),
         ("dropped", cache.dropped_blocks),

@@ -1,6 +1,6 @@
 //! The engine's figures, as they are published for readers on other threads.
 
-use neap_engine::Engine;
+use neap_engine::{AttendedTokens, Engine};
 use neap_memory::cache::{CacheStats, Census};
 use neap_memory::governor::{Action, LogEntry, Occasion};
 use neap_memory::{Level, PoolStats};
@@ -29,6 +29,8 @@ pub struct Report {
     pub freeable_bytes: u64,
     /// Bytes of weights that could be read from the model's file at each use instead.
     pub releasable_weight_bytes: u64,
+    /// What was attended to, by level.
+    pub attended: AttendedTokens,
     /// The pool.
     pub pool: Option<PoolStats>,
     /// Sequences that gave their blocks up for others so far.
@@ -65,6 +67,8 @@ pub struct Decision {
     candidates: usize,
     frees_bytes: u64,
     short_bytes: u64,
+    /// Sunk to int8 or int4.
+    quantized: usize,
     packed: usize,
     spilled: usize,
     /// Copies in RAM of what is on disk.
@@ -91,6 +95,7 @@ impl Report {
             cached_blocks: cache.len_blocks(),
             freeable_bytes: cache.freeable_bytes(),
             releasable_weight_bytes: engine.decoder().releasable_weight_bytes(),
+            attended: engine.attended(),
             pool: Some(engine.kv().stats()),
             preemptions: engine.preemptions(),
             block_bytes: engine.kv().charged_block_bytes(),
@@ -114,7 +119,8 @@ impl Decision {
             candidates: entry.candidates,
             frees_bytes: entry.plan.frees_bytes,
             short_bytes: entry.plan.short_bytes,
-            packed: count(|a| matches!(a, Action::Demote(_))),
+            quantized: count(|a| matches!(a, Action::Demote(Level::Int8 | Level::Int4))),
+            packed: count(|a| matches!(a, Action::Demote(Level::Packed))),
             spilled: count(|a| matches!(a, Action::Spill)),
             released: count(|a| matches!(a, Action::DropCopied)),
             dropped: count(|a| matches!(a, Action::Drop)),
@@ -136,6 +142,7 @@ impl Decision {
             "candidates": self.candidates,
             "frees_bytes": self.frees_bytes,
             "short_bytes": self.short_bytes,
+            "quantized_blocks": self.quantized,
             "packed_blocks": self.packed,
             "spilled_blocks": self.spilled,
             "released_blocks": self.released,

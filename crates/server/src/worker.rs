@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use neap_engine::{Engine, Event, FinishReason, Request, RequestId};
+use neap_memory::KvQuality;
 use neap_memory::session::Sessions;
 use neap_model::decoder::Decoder;
 use serde_json::Value;
@@ -196,6 +197,7 @@ struct Active {
 struct Turn {
     wish: SessionWish,
     tenant: String,
+    quality: Option<KvQuality>,
     tokens: Vec<u32>,
 }
 
@@ -290,7 +292,7 @@ impl<D: Decoder> Worker<D> {
             return Err(ApiError::busy());
         }
         if let (Some(wish), Some(first)) = (&call.session, call.requests.first()) {
-            let namespace = self.engine.namespace(&first.tenant, None);
+            let namespace = self.engine.namespace(&first.tenant, first.quality);
             let cache = self.engine.cache_mut();
             self.keeper.begin(&namespace, &wish.name, cache, clock_ms());
         }
@@ -319,6 +321,7 @@ impl<D: Decoder> Worker<D> {
                 turn: session.map(|wish| Turn {
                     wish,
                     tenant: request.tenant.clone(),
+                    quality: request.quality,
                     tokens: request.prompt.clone(),
                 }),
             };
@@ -379,7 +382,8 @@ impl<D: Decoder> Worker<D> {
             if finished {
                 let turn = self.active.remove(&id).and_then(|active| active.turn);
                 if let Some(turn) = turn {
-                    let whose = (self.engine.namespace(&turn.tenant, None), turn.tenant);
+                    let namespace = self.engine.namespace(&turn.tenant, turn.quality);
+                    let whose = (namespace, turn.tenant);
                     self.keeper.turn(whose, turn.wish, turn.tokens, clock_ms());
                 }
             }

@@ -104,6 +104,7 @@ impl Generation {
                     top_logprobs: self.top_logprobs,
                     tenant: self.caller.tenant.clone(),
                     priority: self.params.priority,
+                    quality: self.params.quality,
                     grammar: self.grammar.clone(),
                     deadline_ms,
                     ..Request::default()

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use neap_engine::SamplingParams;
+use neap_memory::KvQuality;
 use serde_json::Value;
 
 use super::{models, random};
@@ -38,6 +39,8 @@ pub struct Params {
     pub timeout: Option<Duration>,
     /// The engine's: the greatest first.
     pub priority: i32,
+    /// How much keys and values may lose; the server's setting bounds it.
+    pub quality: Option<KvQuality>,
     /// The session that the conversation belongs to.
     pub session: Option<SessionWish>,
 }
@@ -78,6 +81,7 @@ impl Params {
             ignore_eos: fields.flag("ignore_eos")?,
             timeout: timeout(fields)?,
             priority: priority(fields)?,
+            quality: quality(fields)?,
             session: session(fields)?,
         })
     }
@@ -110,6 +114,15 @@ fn priority(fields: &Fields<'_>) -> Result<i32, ApiError> {
     let priority = value.as_i64().filter(|p| p.abs() <= MAX_PRIORITY);
     let priority = priority.and_then(|p| i32::try_from(-p).ok());
     priority.ok_or_else(|| fields.wrong("priority", &must))
+}
+
+fn quality(fields: &Fields<'_>) -> Result<Option<KvQuality>, ApiError> {
+    let Some(name) = fields.string("kv_quality")? else {
+        return Ok(None);
+    };
+    let must = "\"exact\", \"high\", \"balanced\" or \"small\"";
+    let quality = name.parse().map_err(|_| fields.wrong("kv_quality", must))?;
+    Ok(Some(quality))
 }
 
 fn session(fields: &Fields<'_>) -> Result<Option<SessionWish>, ApiError> {
@@ -282,6 +295,7 @@ mod tests {
             ("timeout", json!({"timeout": "soon"})),
             ("priority", json!({"priority": 101})),
             ("priority", json!({"priority": 0.5})),
+            ("kv_quality", json!({"kv_quality": "best"})),
             ("prompt_cache_key", json!({"prompt_cache_key": ""})),
             (
                 "prompt_cache_retention",
