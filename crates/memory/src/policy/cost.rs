@@ -9,7 +9,7 @@
 //!
 //! Classes are (uses so far, new tokens of the sequence, first turn or later, partial or full); ages are
 //! logarithmic. What happened to the blocks of a class at each age is counted as it happens and fades, so
-//! the model follows the load; a class that was seen little is judged by its features ([`hazard`]).
+//! the model follows the load; a class that was seen little is judged by its features (module `hazard`).
 //! Blocks that were evicted are remembered for a while by id: their return tells how long they would have
 //! had to be kept, which a cache that only sees its own hits never learns.
 //!

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{RemoteError, RemoteStore};
 
-/// See the [module's description](self).
+/// A store in a folder, which processes share.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
