@@ -361,16 +361,18 @@ impl<D: Decoder> Engine<D> {
     }
 
     fn plan(&mut self) -> Plan {
-        let waiting = match self.promote_ahead() {
+        let running = self.running_candidates();
+        let waiting = match self.promote_ahead(&running) {
             true => Vec::new(),
             false => self.admissible(),
         };
-        let wanted_bytes = self.make_room(&waiting);
+        let wanted_bytes = self.make_room(&running, &waiting);
         self.balance_weights(wanted_bytes);
         let block_bytes = self.kv.charged_block_bytes();
         let available = self.budget.available();
         let cached_bytes = wanted_bytes.saturating_sub(available);
         let free_bytes = available + self.cache.freeable_bytes_up_to(cached_bytes);
+        // Their blocks may have sunk.
         let running = self.running_candidates();
         let plan = schedule::plan(&Snapshot {
             running: &running,
@@ -395,9 +397,8 @@ impl<D: Decoder> Engine<D> {
     /// Pays for a budget that shrank, and where cached blocks are not enough for what is wanted, lets old
     /// blocks of running sequences sink. Sequences are preempted for what is missing still. Returns the
     /// bytes that are wanted.
-    fn make_room(&mut self, waiting: &[Candidate]) -> u64 {
-        let running = self.running_candidates();
-        let blocks = schedule::blocks_wanted(&running, waiting, self.kv.block_tokens());
+    fn make_room(&mut self, running: &[Candidate], waiting: &[Candidate]) -> u64 {
+        let blocks = schedule::blocks_wanted(running, waiting, self.kv.block_tokens());
         let wanted_bytes = blocks as u64 * self.kv.charged_block_bytes();
         let may_sink = self.running.iter().any(Sequence::may_sink);
         let mut lossy: Vec<&mut BlockTable> = self
@@ -417,10 +418,9 @@ impl<D: Decoder> Engine<D> {
 
     /// Brings blocks of the first that waits up, a few in each step, so that those that run do not wait for all of
     /// them at once. Whether there are more to bring.
-    fn promote_ahead(&mut self) -> bool {
+    fn promote_ahead(&mut self, running: &[Candidate]) -> bool {
         /// Others may sink again what was brought up: this comes to an end.
         const MOST_STEPS: u32 = 64;
-        let running = self.running_candidates();
         let Some(first) = self.waiting.first_mut() else {
             return false;
         };
@@ -428,7 +428,7 @@ impl<D: Decoder> Engine<D> {
             return false;
         }
         let kept_free =
-            running.len() + schedule::blocks_wanted(&running, &[], self.kv.block_tokens());
+            running.len() + schedule::blocks_wanted(running, &[], self.kv.block_tokens());
         let kept_free_bytes = kept_free as u64 * self.kv.charged_block_bytes();
         first.promote(&mut self.cache, kept_free_bytes)
     }

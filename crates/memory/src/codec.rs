@@ -21,6 +21,16 @@ pub const INT8_ID: u16 = 2;
 /// Number of the codec of [`Level::Int4`] in stored records.
 pub const INT4_ID: u16 = 3;
 
+/// The [`id`](BlockCodec::id) of a codec of a lossy level: [`INT8_ID`] or [`INT4_ID`].
+#[must_use]
+pub fn lossy_id(level: Level) -> u16 {
+    if level == Level::Int8 {
+        INT8_ID
+    } else {
+        INT4_ID
+    }
+}
+
 /// Encoded bytes that are none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("codec {codec}: {reason} at byte {offset}")]
@@ -38,17 +48,16 @@ pub struct CodecError {
 /// Implementations bound what they write by [`max_encoded_bytes`](Self::max_encoded_bytes), so that a
 /// caller can charge scratch before it encodes, and never panic on bytes that they did not write.
 pub trait BlockCodec: Send + Sync {
-    /// Name in messages.
-    fn name(&self) -> &'static str;
+    /// Name in messages: its level's, unless there are several of that.
+    fn name(&self) -> &'static str {
+        self.level().name()
+    }
 
     /// Number in stored records; never reused for another form.
     fn id(&self) -> u16;
 
     /// The level that its output is held at.
     fn level(&self) -> Level;
-
-    /// Whether decoding gives back the very bytes.
-    fn is_lossless(&self) -> bool;
 
     /// Bytes that encoding `hot_bytes` takes at most.
     fn max_encoded_bytes(&self, hot_bytes: usize) -> usize;
@@ -138,10 +147,6 @@ impl BlockCodec for Plain {
 
     fn level(&self) -> Level {
         Level::Hot
-    }
-
-    fn is_lossless(&self) -> bool {
-        true
     }
 
     fn max_encoded_bytes(&self, hot_bytes: usize) -> usize {

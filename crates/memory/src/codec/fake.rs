@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{BlockCodec, CodecError, INT4_ID, INT8_ID, QuantizedLevels};
+use super::{BlockCodec, CodecError, QuantizedLevels, lossy_id};
 use crate::level::Level;
 
 /// Keeps every `stride`-th byte.
@@ -66,24 +66,12 @@ impl EveryNth {
 }
 
 impl BlockCodec for EveryNth {
-    fn name(&self) -> &'static str {
-        self.level.name()
-    }
-
     fn id(&self) -> u16 {
-        if self.level == Level::Int8 {
-            INT8_ID
-        } else {
-            INT4_ID
-        }
+        lossy_id(self.level)
     }
 
     fn level(&self) -> Level {
         self.level
-    }
-
-    fn is_lossless(&self) -> bool {
-        false
     }
 
     fn max_encoded_bytes(&self, hot_bytes: usize) -> usize {

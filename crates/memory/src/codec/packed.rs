@@ -61,20 +61,12 @@ fn read_head(head: &[u8]) -> (u8, usize) {
 }
 
 impl BlockCodec for Packed {
-    fn name(&self) -> &'static str {
-        "packed"
-    }
-
     fn id(&self) -> u16 {
         super::PACKED_ID
     }
 
     fn level(&self) -> Level {
         Level::Packed
-    }
-
-    fn is_lossless(&self) -> bool {
-        true
     }
 
     fn max_encoded_bytes(&self, hot_bytes: usize) -> usize {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use neap_kernels::Isa;
 use neap_kernels::kv::{self, KvBlock, KvFormat, KvLayout};
-use neap_memory::codec::{BlockCodec, CodecError, INT4_ID, INT8_ID, QuantizedLevels};
+use neap_memory::codec::{BlockCodec, CodecError, QuantizedLevels, lossy_id};
 use neap_memory::level::Level;
 
 use super::weights::KV_FORMAT;
@@ -71,24 +71,12 @@ impl KvCodec {
 }
 
 impl BlockCodec for KvCodec {
-    fn name(&self) -> &'static str {
-        self.level.name()
-    }
-
     fn id(&self) -> u16 {
-        if self.level == Level::Int8 {
-            INT8_ID
-        } else {
-            INT4_ID
-        }
+        lossy_id(self.level)
     }
 
     fn level(&self) -> Level {
         self.level
-    }
-
-    fn is_lossless(&self) -> bool {
-        false
     }
 
     fn max_encoded_bytes(&self, _hot_bytes: usize) -> usize {

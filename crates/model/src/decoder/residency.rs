@@ -40,10 +40,13 @@ impl Residency {
         residency
     }
 
-    /// The choice with one streamed unit less; none if all are held.
-    pub fn with_one_more(&self) -> Option<Self> {
-        let fewer = self.streamed().checked_sub(1)?;
-        Some(Self::streaming(self.is_held.len(), fewer))
+    /// The choice with one streamed unit less, and which that is; none if all are held.
+    pub fn with_one_more(&self) -> Option<(usize, Self)> {
+        let last = self.streamed().checked_sub(1)?;
+        let unit = spread_order(self.is_held.len())[last];
+        let mut more = self.clone();
+        more.is_held[unit] = true;
+        Some((unit, more))
     }
 
     /// The choice with the fewest streamed units that costs at most `room_bytes`; none if not even the window fits.
@@ -170,6 +173,16 @@ mod tests {
         assert_eq!(Residency::streaming(4, 2).bytes(&units), 22 + 20);
         assert_eq!(Residency::streaming(4, 1).bytes(&units), 33 + 10);
         assert_eq!(Residency::least(&units), all_streamed);
+    }
+
+    #[test]
+    fn the_unit_that_was_streamed_last_is_held_first() {
+        for streamed in 1..=8 {
+            let (unit, more) = Residency::streaming(8, streamed).with_one_more().unwrap();
+            assert_eq!(more, Residency::streaming(8, streamed - 1));
+            assert!(more.is_held(unit) && !Residency::streaming(8, streamed).is_held(unit));
+        }
+        assert_eq!(Residency::whole(8).with_one_more(), None);
     }
 
     #[test]

@@ -445,39 +445,31 @@ impl Model {
         spare_bytes: u64,
         context: Context<'_>,
     ) -> Result<bool, WorkerPanic> {
-        let Some(next) = self.residency.with_one_more() else {
+        let Some((unit, next)) = self.residency.with_one_more() else {
             return Ok(false);
         };
         let (now, then) = (self.residency.bytes(&self.units), next.bytes(&self.units));
         if then.saturating_sub(now) > spare_bytes {
             return Ok(false);
         }
-        let unit = (0..self.units.len()).find(|&u| next.is_held(u) && !self.residency.is_held(u));
-        let Some(unit) = unit else { return Ok(false) };
-        if self.repacked {
-            match self.repack_unit(unit, context) {
-                Ok(()) => {}
-                Err(PackError::OverBudget(_)) => {
-                    self.drop_panels(unit);
-                    self.settle();
-                    return Ok(false);
-                }
-                Err(PackError::Worker(why)) => {
-                    self.drop_panels(unit);
-                    self.settle();
-                    return Err(why);
-                }
-            }
-            self.give_pages_back(unit);
-        }
+        let packed = match self.repacked {
+            true => self.repack_unit(unit, context),
+            false => Ok(()),
+        };
         let old = std::mem::replace(&mut self.residency, next);
-        if self.settle() {
+        if packed.is_ok() && self.settle() {
+            if self.repacked {
+                self.give_pages_back(unit);
+            }
             return Ok(true);
         }
         self.residency = old;
         self.drop_panels(unit);
         self.settle();
-        Ok(false)
+        match packed {
+            Err(PackError::Worker(why)) => Err(why),
+            Ok(()) | Err(PackError::OverBudget(_)) => Ok(false),
+        }
     }
 
     fn repack_unit(&mut self, unit: usize, context: Context<'_>) -> Result<(), PackError> {
