@@ -24,8 +24,13 @@ pub(crate) struct SlotId {
     index: usize,
 }
 
+/// Bytes of a huge page, where the system has them.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 struct Slots {
     memory: Region,
+    /// Where the first slot begins.
+    first: usize,
     free: Vec<usize>,
     taken: Vec<bool>,
 }
@@ -83,8 +88,8 @@ impl Arena {
             self.with_free.remove(&region);
         }
         self.taken += 1;
-        // SAFETY: index < slots_per_region, so the offset lies inside the region.
-        let base = unsafe { slots.memory.base().add(index * slot_bytes) };
+        // SAFETY: `first` leaves room for `slots_per_region` slots, and index is less, so the offset lies inside the region.
+        let base = unsafe { slots.memory.base().add(slots.first + index * slot_bytes) };
         Ok((SlotId { region, index }, base))
     }
 
@@ -106,9 +111,14 @@ impl Arena {
     }
 
     fn map_region(&mut self) -> io::Result<usize> {
-        let memory = Region::map(self.slots_per_region * self.slot_bytes)?;
+        let bytes = self.slots_per_region * self.slot_bytes;
+        let (memory, first) = match self.slot_bytes.is_multiple_of(HUGE_PAGE_BYTES) {
+            true => map_huge(bytes)?,
+            false => (Region::map(bytes)?, 0),
+        };
         let slots = Slots {
             memory,
+            first,
             free: (0..self.slots_per_region).rev().collect(),
             taken: vec![false; self.slots_per_region],
         };
@@ -159,4 +169,16 @@ impl Arena {
         }
         Ok(())
     }
+}
+
+/// A region with room for `bytes` bytes from a huge page's beginning on, and where that is.
+///
+/// Slots of whole huge pages are made of them: attention reads them faster (fewer pages to look up), and they go back
+/// whole. Others are not: a huge page of which a part is given back stays the process's, though it no longer counts,
+/// until the system is short of memory.
+fn map_huge(bytes: usize) -> io::Result<(Region, usize)> {
+    let memory = Region::map(bytes + HUGE_PAGE_BYTES)?;
+    memory.advise_huge();
+    let first = memory.base().addr().get().wrapping_neg() % HUGE_PAGE_BYTES;
+    Ok((memory, first))
 }

@@ -198,3 +198,29 @@ proptest! {
         prop_assert_eq!(pool.stats().held_blocks, 0);
     }
 }
+
+#[test]
+#[cfg_attr(
+    miri,
+    ignore = "megabytes take Miri minutes; what it would check, smaller blocks show"
+)]
+fn blocks_of_whole_huge_pages_begin_with_one_and_go_back_whole() {
+    let bytes = 4 << 20;
+    let budget = Budget::new(3 * bytes as u64);
+    let pool = KvPool::new(&budget, bytes, 32);
+    let mut blocks = [(); 3].map(|()| pool.allocate().unwrap());
+    for (block, number) in blocks.iter_mut().zip(1..) {
+        assert!(block.bytes().as_ptr().addr().is_multiple_of(2 << 20));
+        block.bytes_mut().unwrap().fill(number);
+    }
+    assert!(
+        blocks
+            .iter()
+            .zip(1..)
+            .all(|(b, n)| b.bytes() == vec![n; bytes])
+    );
+    drop(blocks);
+    pool.check_conservation().unwrap();
+    assert_eq!(budget.charged(), 0);
+    assert!(pool.allocate().unwrap().bytes().iter().all(|&b| b == 0));
+}
