@@ -12,7 +12,7 @@ use crate::format::WeightFormat;
 use crate::matmul::{MatmulJob, MatmulScratch, matmul};
 use crate::matrix::{MatrixRef, PanelsRef, Weights, pack, panel_bytes};
 use crate::pool::WorkerPanic;
-use crate::simd::kernels;
+use crate::simd::{kernels, prefetch};
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -256,29 +256,42 @@ impl MatmulBench {
 
     /// Bytes a second that the threads read from the matrices.
     fn read_peak(&self, ctx: Context<'_>) -> Result<f64, WorkerPanic> {
-        read_peak(ctx, &self.bytes[self.skip..])
+        read_peak(ctx, &[&self.bytes[self.skip..]])
     }
 }
 
-/// Bytes a second that the threads read from `bytes`, which should be more than the caches hold.
+/// Bytes a second that the threads read from `parts`, which together should be more than the caches hold.
+///
+/// Each thread reads a run of consecutive bytes: where two threads take pieces in turn, Zen 4 reads 22 GB/s with pieces
+/// of 4 KiB, 31 with 32 KiB, 48 with 256 KiB and 55 with 2 MiB.
 ///
 /// # Errors
 /// If a worker panicked.
-pub fn read_peak(ctx: Context<'_>, bytes: &[u8]) -> Result<f64, WorkerPanic> {
-    /// Bytes in a task.
-    const TASK: usize = 256 << 10;
-    let parts: Vec<&[u8]> = bytes.chunks(TASK).collect();
+pub fn read_peak(ctx: Context<'_>, parts: &[&[u8]]) -> Result<f64, WorkerPanic> {
+    let mut runs: Vec<&[u8]> = Vec::new();
+    for part in parts.iter().filter(|part| !part.is_empty()) {
+        runs.extend(part.chunks(part.len().div_ceil(ctx.pool.threads())));
+    }
+    let bytes: usize = parts.iter().map(|part| part.len()).sum();
     let start = Instant::now();
-    ctx.pool.run(parts.len(), &|task, _| {
-        let mut sums = [0u64; 16];
-        for line in parts[task].as_chunks::<128>().0 {
-            for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
-                *sum = sum.wrapping_add(u64::from_le_bytes(*word));
-            }
-        }
-        black_box(sums);
+    ctx.pool.run(runs.len(), &|task, _| {
+        black_box(sum(runs[task]));
     })?;
-    Ok(bytes.len() as f64 / start.elapsed().as_secs_f64())
+    Ok(bytes as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Sums of a run's words, asking a page ahead.
+fn sum(run: &[u8]) -> [u64; 16] {
+    let mut sums = [0u64; 16];
+    for lines in run.as_chunks::<128>().0 {
+        for line in [0, 64] {
+            prefetch(lines.as_ptr().wrapping_add(4096 + line));
+        }
+        for (sum, word) in sums.iter_mut().zip(lines.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+        }
+    }
+    sums
 }
 
 /// Multiplications and additions a second that the threads make on registers, of the kind that

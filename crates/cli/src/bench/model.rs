@@ -2,9 +2,13 @@
 //!
 //! Tokens are pseudo-random; a context of a given depth is made by filling KV blocks with
 //! pseudo-random values instead of computing them. Neither changes the work that is measured.
+//!
+//! Decoding is limited by how fast weights, keys and values come from memory. On a shared machine that changes from
+//! minute to minute, so it is measured between the runs: the same threads read the same weights, doing nothing else.
 
 use std::time::Instant;
 
+use neap_kernels::bench::read_peak;
 use neap_kernels::kv::{self, KvFormat};
 use neap_memory::{Block, BlockTable, KvPool};
 use neap_model::decoder::{CpuDecoder, Decoder, LogitsWanted, SequenceChunk};
@@ -40,6 +44,19 @@ struct Row {
     kv_bytes: u64,
     charged_bytes: u64,
     rss_bytes: u64,
+    #[serde(flatten)]
+    reads: Option<Reads>,
+}
+
+/// What a step of decoding must read, against how fast that can be.
+#[derive(Serialize)]
+struct Reads {
+    /// Weights, keys and values that the last step reads.
+    step_bytes: u64,
+    /// Bytes a second that the steps read.
+    read_bytes_per_s: f64,
+    /// Bytes a second that the same threads read from the weights between the runs, doing nothing else.
+    limit_bytes_per_s: f64,
 }
 
 pub fn run(args: &BenchModelArgs) -> Result<(), Failure> {
@@ -105,6 +122,7 @@ impl Bench<'_> {
             return Ok(None);
         }
         let mut speeds = Vec::new();
+        let mut limits = Vec::new();
         let mut memory = (0, 0, 0);
         // The first run warms caches and pages and is not counted.
         for repeat in 0..=self.args.repeat.max(1) {
@@ -117,6 +135,9 @@ impl Bench<'_> {
                 );
                 return Ok(None);
             };
+            if kind == "decode" {
+                limits.extend(self.read_limit()?);
+            }
             let start = Instant::now();
             if kind == "prefill" {
                 self.prefill(&mut tables[0], tokens)?
@@ -135,8 +156,13 @@ impl Bench<'_> {
                 .sum();
             memory = (kv_bytes, budget.charged(), report::rss_bytes().unwrap_or(0));
         }
-        speeds.sort_by(f64::total_cmp);
-        let median = speeds[speeds.len() / 2];
+        let median = middle(&mut speeds);
+        let step_bytes = self.dense_bytes() + memory.0;
+        let reads = (!limits.is_empty()).then(|| Reads {
+            step_bytes,
+            read_bytes_per_s: step_bytes as f64 * median / batch as f64,
+            limit_bytes_per_s: middle(&mut limits),
+        });
         let row = Row {
             kind,
             prompt: if kind == "prefill" { tokens } else { 0 },
@@ -148,14 +174,40 @@ impl Bench<'_> {
             kv_bytes: memory.0,
             charged_bytes: memory.1,
             rss_bytes: memory.2,
+            reads,
         };
         self.print(&row, tokens);
         Ok(Some(row))
     }
 
+    /// Bytes a second that the threads read from the weights; nothing where the caches may hold them, where they are
+    /// streamed, or where which are read depends on the token.
+    fn read_limit(&self) -> Result<Option<f64>, Failure> {
+        const MORE_THAN_CACHES: u64 = 128 << 20;
+        let model = self.parts.decoder.model();
+        let dense = model.config().experts.is_none() && model.streamed_bytes() == 0;
+        if !dense || self.dense_bytes() < MORE_THAN_CACHES {
+            return Ok(None);
+        }
+        let context = self.parts.decoder.context();
+        Ok(Some(read_peak(context, &model.dense_weights())?))
+    }
+
+    fn dense_bytes(&self) -> u64 {
+        let weights = self.parts.decoder.model().dense_weights();
+        weights.iter().map(|part| part.len() as u64).sum()
+    }
+
     fn print(&self, row: &Row, tokens: usize) {
+        let reads = row.reads.as_ref().map_or(String::new(), |reads| {
+            format!(
+                "  reads {:5.1} of {:5.1} GB/s",
+                reads.read_bytes_per_s / 1e9,
+                reads.limit_bytes_per_s / 1e9,
+            )
+        });
         let line = format!(
-            "{:8} {tokens:6} tokens  depth {:6}  batch {:3}  {:9.2} tokens/s  ±{:4.1} %  KV {:>10}  RSS {:>10}",
+            "{:8} {tokens:6} tokens  depth {:6}  batch {:3}  {:9.2} tokens/s  ±{:4.1} %  KV {:>10}  RSS {:>10}{reads}",
             row.kind,
             row.depth,
             row.batch,
@@ -254,4 +306,13 @@ impl Bench<'_> {
         }
         Ok(())
     }
+}
+
+/// The median, or the higher of the two in the middle.
+///
+/// # Panics
+/// If there is no number.
+fn middle(numbers: &mut [f64]) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
 }

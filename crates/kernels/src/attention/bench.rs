@@ -2,6 +2,7 @@
 //! of fused multiply-adds prefill does. The peaks are measured beside, with the same threads.
 
 use super::{AttentionScratch, AttentionSequence, AttentionShape, Line, attention};
+use crate::bench::read_peak;
 use crate::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, convert_block, write_kv_run};
 use crate::ops::lanes::{Kernel, LANES, Lanes, dispatch};
 use crate::pool::WorkerPanic;
@@ -206,24 +207,14 @@ impl AttentionBench {
         }
     }
 
-    /// Reads the cache as fast as the threads can, in bytes a second: the best of pieces of 8 MiB, each of which takes
-    /// about as long as an attention call, `repeats` times over the whole.
+    /// Reads the cache as fast as the threads can, in bytes a second: the best of `repeats`.
     ///
     /// # Errors
     /// If a worker panicked.
     pub fn read_peak(&self, ctx: Context<'_>, repeats: usize) -> Result<f64, WorkerPanic> {
-        const PIECE: usize = 128 << 10;
-        const TASK: usize = PIECE / 32;
         let mut best = 0.0_f64;
         for _ in 0..repeats {
-            for piece in self.blocks.chunks(PIECE) {
-                let start = Instant::now();
-                ctx.pool.run(piece.len().div_ceil(TASK), &|task, _| {
-                    let end = piece.len().min((task + 1) * TASK);
-                    std::hint::black_box(dispatch(ctx.isa, Sum(&piece[task * TASK..end])));
-                })?;
-                best = best.max(size_of_val(piece) as f64 / start.elapsed().as_secs_f64());
-            }
+            best = best.max(read_peak(ctx, &[as_bytes(&self.blocks)])?);
         }
         Ok(best)
     }
@@ -270,23 +261,6 @@ impl Kernel for Spin {
         }
         sums.into_iter()
             .fold(0.0, |total, sum| total + l.reduce_add(sum))
-    }
-}
-
-struct Sum<'a>(&'a [Line]);
-
-impl Kernel for Sum<'_> {
-    type Output = f32;
-    #[inline(always)]
-    fn run<L: Lanes>(self, l: L) -> f32 {
-        let mut sums = [l.splat(0.0); 8];
-        for lines in self.0.as_chunks::<8>().0 {
-            for (sum, line) in sums.iter_mut().zip(lines) {
-                *sum = l.max(*sum, l.load(&line.0));
-            }
-        }
-        sums.into_iter()
-            .fold(0.0, |total, sum| total + l.reduce_max(sum))
     }
 }
 

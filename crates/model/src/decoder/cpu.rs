@@ -58,6 +58,14 @@ impl CpuDecoder {
         Scratch::bytes_needed(config, layout, limits, threads)
     }
 
+    /// The threads and the instruction set that compute.
+    pub fn context(&self) -> Context<'_> {
+        Context {
+            isa: self.isa,
+            pool: &self.pool,
+        }
+    }
+
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         &self.model

@@ -58,6 +58,11 @@ pub(super) struct LayerWeights {
 }
 
 impl Mlp {
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let all = self.gate.iter().chain([&self.up, &self.down]);
+        all.map(|linear| &linear.matrix)
+    }
+
     fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Matrix> {
         let all = self.gate.iter_mut().chain([&mut self.up, &mut self.down]);
         all.map(|linear| &mut linear.matrix)
@@ -65,6 +70,20 @@ impl Mlp {
 }
 
 impl LayerWeights {
+    /// The matrices that every token is multiplied with: all but those of experts.
+    pub fn dense_matrices(&self) -> Vec<&Matrix> {
+        let attention = [&self.q, &self.k, &self.v, &self.output];
+        let mut dense: Vec<&Matrix> = attention.map(|linear| &linear.matrix).to_vec();
+        match &self.ffn {
+            Ffn::Dense(mlp) => dense.extend(mlp.matrices()),
+            Ffn::Experts(experts) => {
+                dense.push(&experts.router);
+                dense.extend(experts.shared.iter().flat_map(|(mlp, _)| mlp.matrices()));
+            }
+        }
+        dense
+    }
+
     /// Every matrix.
     pub fn matrices_mut(&mut self) -> Vec<&mut Matrix> {
         let attention = [&mut self.q, &mut self.k, &mut self.v, &mut self.output];

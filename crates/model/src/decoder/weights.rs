@@ -343,6 +343,18 @@ impl Model {
         &self.layers
     }
 
+    /// The bytes of the matrices that every token is multiplied with, as they are read: those that decoding must bring
+    /// from memory at each step. Of experts' matrices none, since which are read depends on the token.
+    pub fn dense_weights(&self) -> Vec<&[u8]> {
+        let layers = self.layers.iter().flat_map(LayerWeights::dense_matrices);
+        let all = layers.chain([self.output()]);
+        all.map(|matrix| match matrix.weights(self) {
+            Weights::Panels(panels) => panels.bytes(),
+            Weights::Rows(rows) => rows.bytes(),
+        })
+        .collect()
+    }
+
     pub(super) fn output_norm(&self) -> Option<&NormWeights> {
         self.output_norm.as_ref()
     }
