@@ -83,6 +83,8 @@ def cases(args):
 class Neap:
     def __init__(self, args, model: pathlib.Path):
         self.args, self.model, self.header = args, model, {}
+        # Of each case what decoding read against what the machine could in the same minutes, by round.
+        self.reads = {}
 
     def measure(self, group):
         """Speeds and resident bytes of each case of a group."""
@@ -105,6 +107,9 @@ class Neap:
                 log(f"  neap left out {case.label()}: {run.stderr.strip()}")
                 continue
             found[case.key()] = ([row["median_tokens_per_s"]], row["rss_bytes"])
+            if row.get("limit_bytes_per_s"):
+                reads = {name: row[name] for name in ("read_bytes_per_s", "limit_bytes_per_s")}
+                self.reads.setdefault(case.key(), []).append(reads)
         return found
 
 
@@ -173,6 +178,10 @@ def compare(args, python, model: pathlib.Path):
             log(f"  round {number + 1}/{args.rounds}: {', '.join(case.label() for case in group)}")
         for case in group:
             results.append(row(case, {name: summary(found, case) for name, found in rounds.items()}))
+            reads = sides["neap"].reads.get(case.key()) if "neap" in sides else None
+            if reads:
+                share = statistics.median(read["read_bytes_per_s"] / read["limit_bytes_per_s"] for read in reads)
+                results[-1]["neap"] |= {"share_of_read_limit": round(share, 3), "reads": reads}
             print_row(results[-1])
     headers = {name: side.header for name, side in sides.items()}
     for side in sides.values():
@@ -194,7 +203,7 @@ def row(case, found):
     }
 
 
-HEADER = f"{'':38} {'neap':>16} {'llama.cpp':>16} {'flash':>6} {'ratio':>7} {'RSS MiB':>15}"
+HEADER = f"{'':38} {'neap':>16} {'llama.cpp':>16} {'flash':>6} {'ratio':>7} {'RSS MiB':>15} {'limit':>7}"
 
 
 def print_row(result) -> None:
@@ -206,7 +215,9 @@ def print_row(result) -> None:
     flash = (result["best_peer"] or "-").split()[-1]
     ratio = f"{result['ratio']:6.2f}x" if result["ratio"] else "-"
     memory = f"{mebibytes(result['neap'])} / {mebibytes(peer)}"
-    print(f"{label:38} {speed(result['neap']):>16} {speed(peer):>16} {flash:>6} {ratio:>7} {memory:>15}", flush=True)
+    share = (result["neap"] or {}).get("share_of_read_limit")
+    share = f"{share:6.1%}" if share else "-"
+    print(f"{label:38} {speed(result['neap']):>16} {speed(peer):>16} {flash:>6} {ratio:>7} {memory:>15} {share:>7}", flush=True)
 
 
 def first_match(path: str, start: str) -> str:
