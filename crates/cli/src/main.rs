@@ -19,6 +19,7 @@ mod interrupt;
 mod keep;
 mod loading;
 mod memory;
+mod pipe;
 mod remote;
 mod report;
 mod run;
@@ -34,6 +35,7 @@ use clap::{CommandFactory, Parser};
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
+    pipe::end_quietly();
     let args = match config::expand(std::env::args_os().collect(), &Cli::command()) {
         Ok(args) => args,
         Err(failure) => return failure.report(),

@@ -528,3 +528,16 @@ fn reproduces_a_published_text() {
         Her mom said, \"Don't worry, Lily. We can help you.";
     assert!(told.starts_with(published), "{told}");
 }
+
+#[test]
+fn a_reader_that_goes_away_ends_a_command_quietly() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = Command::new(env!("CARGO_BIN_EXE_neap"))
+        .args(["bench", "kernels", "--attention", "--threads", "1"])
+        .stdout(writer)
+        .output()
+        .expect("the program ends");
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(141));
+}
