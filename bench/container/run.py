@@ -16,11 +16,13 @@ import pathlib
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+from clients import Clients, wait_for  # noqa: E402: it lies in the folder above
+
 MIB = 1 << 20
 HOG = """
 import sys, time
@@ -74,40 +76,6 @@ class Group:
                 time.sleep(0.1)
 
 
-class Clients:
-    """So many clients that ask one after the other until told to stop."""
-
-    def __init__(self, base, number, prompt_words, tokens):
-        self.base, self.words, self.tokens = base, prompt_words, tokens
-        self.answers, self.failures, self.stop = 0, [], False
-        self.threads = [threading.Thread(target=self.ask_on, args=(i,)) for i in range(number)]
-        for thread in self.threads:
-            thread.start()
-
-    def ask_on(self, number):
-        turn = 0
-        while not self.stop:
-            turn += 1
-            prompt = " ".join(str((number * 7919 + turn * 104729 + k * 31) % 997) for k in range(self.words))
-            body = {"prompt": prompt, "max_tokens": self.tokens, "temperature": 0, "ignore_eos": True}
-            request = urllib.request.Request(f"{self.base}/v1/completions", json.dumps(body).encode(),
-                                             {"content-type": "application/json"})
-            try:
-                answer = json.load(urllib.request.urlopen(request, timeout=300))
-                if answer["usage"]["completion_tokens"] == 0:
-                    raise ValueError(f"no tokens: {answer}")
-                self.answers += 1
-            except Exception as why:  # whatever a client may see counts as a failure
-                detail = why.read().decode() if hasattr(why, "read") else repr(why)
-                self.failures.append(detail)
-                time.sleep(0.5)
-
-    def end(self):
-        self.stop = True
-        for thread in self.threads:
-            thread.join()
-
-
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--neap", default=ROOT / "target" / "release" / "neap")
@@ -130,12 +98,7 @@ def main():
     server = subprocess.Popen([str(word) for word in command], preexec_fn=group.enter)
     memory = lambda: json.load(urllib.request.urlopen(f"{base}/memory", timeout=60))
     try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{base}/health", timeout=5)
-                break
-            except OSError:
-                time.sleep(0.1)
+        wait_for(base)
         clients = Clients(base, args.clients, args.words, args.tokens)
         steps = 7
         print("   s  budget  charged  server RSS  container  neighbour  answers  failures", flush=True)

@@ -1,6 +1,7 @@
 //! The figures at the end of a generation.
 
 use neap_memory::Budget;
+use neap_memory::resident::peak_rss_bytes;
 
 use crate::bytes::show;
 use crate::generate::Outcome;
@@ -34,21 +35,4 @@ pub fn print(outcome: &Outcome, seed: u64, budget: &Budget) {
         show(budget.limit())
     );
     eprintln!("seed:                 {seed}");
-}
-
-/// The largest resident set that the process ever had, where the system tells.
-pub fn peak_rss_bytes() -> Option<u64> {
-    status_bytes("VmHWM:")
-}
-
-/// The resident set now, where the system tells.
-pub fn rss_bytes() -> Option<u64> {
-    status_bytes("VmRSS:")
-}
-
-fn status_bytes(field: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kib * 1024)
 }

@@ -2,7 +2,9 @@
 //!
 //! No threads, clocks or I/O of its own: whoever drives it calls [`Engine::step`] until it is idle.
 
+mod incoming;
 mod pace;
+mod speed;
 mod weights;
 
 use neap_memory::cache::{CacheStats, KvCache};
@@ -15,6 +17,7 @@ use neap_model::decoder::{Decoder, LogitsWanted, SequenceChunk};
 use neap_model::tokenizer::Tokenizer;
 
 use pace::Pace;
+use speed::Speed;
 
 use crate::fairness::Shares;
 use crate::request::{AdmissionError, Event, FinishReason, Request, RequestId};
@@ -77,6 +80,7 @@ pub struct Engine<D> {
     preemptions: u64,
     attended: AttendedTokens,
     pace: Pace,
+    speed: Speed,
     /// When weights were let go of last.
     weights_released_ms: Option<u64>,
     /// The caller's clock at the last step.
@@ -124,6 +128,7 @@ impl<D: Decoder> Engine<D> {
             preemptions: 0,
             attended: AttendedTokens::default(),
             pace: Pace::new(config.step_ms),
+            speed: Speed::default(),
             weights_released_ms: None,
             now_ms: 0,
         }
@@ -332,8 +337,13 @@ impl<D: Decoder> Engine<D> {
         }
         self.steps += 1;
         self.pace.begin(now_ms);
+        self.speed.begin(now_ms, &mut self.cache);
         self.expire(&mut events);
+        self.attach_incoming();
         let mut plan = self.plan();
+        if plan.starved.is_some() && self.let_incoming_go() {
+            plan = self.plan();
+        }
         if plan.starved.is_some() && self.release_weights_for_blocks() {
             plan = self.plan();
         }
@@ -343,9 +353,13 @@ impl<D: Decoder> Engine<D> {
         }
         let chunks = self.rearrange(&plan);
         let chunks = self.reserve(chunks);
+        let before = self.attended.pairs();
         self.compute(&chunks, &mut events);
         if !self.is_idle() {
-            self.pace.computed(now_ms, chunks.iter().map(|c| c.1).sum());
+            let tokens = chunks.iter().map(|c| c.1).sum();
+            self.pace.computed(now_ms, tokens);
+            let work = (tokens as u64, self.attended.pairs() - before);
+            self.speed.computed(now_ms, work, &self.cache);
         }
         events
     }
@@ -390,7 +404,7 @@ impl<D: Decoder> Engine<D> {
     fn running_candidates(&self) -> Vec<Candidate> {
         self.running
             .iter()
-            .map(Sequence::running_candidate)
+            .map(|sequence| sequence.running_candidate(&self.cache))
             .collect()
     }
 
@@ -398,6 +412,9 @@ impl<D: Decoder> Engine<D> {
     /// blocks of running sequences sink. Sequences are preempted for what is missing still. Returns the
     /// bytes that are wanted.
     fn make_room(&mut self, running: &[Candidate], waiting: &[Candidate]) -> u64 {
+        if self.budget.excess() > 0 {
+            self.let_incoming_go();
+        }
         let blocks = schedule::blocks_wanted(running, waiting, self.kv.block_tokens());
         let wanted_bytes = blocks as u64 * self.kv.charged_block_bytes();
         let may_sink = self.running.iter().any(Sequence::may_sink);
@@ -493,15 +510,24 @@ impl<D: Decoder> Engine<D> {
 
     /// Carries out admissions and preemptions; gives the chunks as ids, since indices change.
     fn rearrange(&mut self, plan: &Plan) -> Vec<(RequestId, usize)> {
+        let ran = self.running.len();
         for mut sequence in self.waiting.drain(..plan.admit) {
             sequence.attach(&mut self.cache, self.now_ms);
             self.running.push(sequence);
         }
-        let chunks = plan
-            .chunks
-            .iter()
-            .map(|&(i, tokens)| (self.running[i].id, tokens))
-            .collect();
+        let mut spare = self.pace.limit(self.config.batch_tokens);
+        spare = spare.saturating_sub(plan.chunks.iter().map(|c| c.1).sum());
+        let mut chunks = Vec::with_capacity(plan.chunks.len());
+        for &(index, tokens) in &plan.chunks {
+            // What was forecast to be attached and is computed instead has room.
+            let more = match index < ran {
+                true => 0,
+                false => self.running[index].uncovered_tokens(&self.cache, tokens),
+            };
+            let more = more.min(spare);
+            spare -= more;
+            chunks.push((self.running[index].id, tokens + more));
+        }
         for &index in plan.preempt.iter().rev() {
             let mut sequence = self.running.remove(index);
             tracing::debug!(
@@ -525,7 +551,7 @@ impl<D: Decoder> Engine<D> {
             let Some(&(_, tokens)) = chunks.iter().find(|(id, _)| *id == sequence.id) else {
                 continue;
             };
-            let candidate = sequence.running_candidate();
+            let candidate = sequence.running_candidate(&self.cache);
             // The cache may have given more than was forecast.
             let tokens = tokens.min(candidate.pending_tokens);
             let blocks = (candidate.computed_tokens + tokens).div_ceil(self.kv.block_tokens());
@@ -611,7 +637,7 @@ fn batch_of<'a>(
             continue;
         }
         next.next();
-        let last = sequence.running_candidate().pending_tokens == tokens;
+        let last = sequence.ends_with(tokens);
         wants_token.push(last);
         sequence.count_attended(tokens, attended);
         let (tokens, table) = sequence.chunk(tokens);

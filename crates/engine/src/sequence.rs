@@ -1,6 +1,6 @@
 //! One generation while it is in the engine.
 
-use neap_memory::cache::{Forecast, KvCache};
+use neap_memory::cache::{Forecast, Incoming, KvCache};
 use neap_memory::{BlockTable, KvQuality, Level, Namespace};
 use neap_model::tokenizer::{DetokenizeOptions, Detokenizer, Tokenizer};
 
@@ -10,6 +10,9 @@ use crate::request::{Event, FinishReason, Request, RequestId, Usage};
 use crate::sampling::{self, Sampler};
 use crate::schedule::{self, Candidate};
 use crate::stop::{StopMatcher, StopState};
+
+/// Blocks that are loaded in a step where no thread loads them, as in simulations.
+const BLOCKS_A_STEP: usize = 4;
 
 /// Pairs of a new token and one that it attended to, by the level of the latter: what share of the attention
 /// went to which level.
@@ -24,6 +27,12 @@ pub struct AttendedTokens {
 }
 
 impl AttendedTokens {
+    /// At every level together.
+    #[must_use]
+    pub fn pairs(&self) -> u64 {
+        self.hot + self.int8 + self.int4
+    }
+
     fn add(&mut self, level: Level, tokens: u64) {
         match level {
             Level::Int8 => self.int8 += tokens,
@@ -37,6 +46,8 @@ pub(crate) struct Sequence {
     pub id: RequestId,
     pub table: BlockTable,
     pub usage: Usage,
+    /// The end of its known prefix, while that is loaded.
+    pub incoming: Option<Incoming>,
     /// Blocks, counted from the first, that the prefix cache may hold too.
     cached_blocks: usize,
     /// Blocks, counted from the first, that have sunk to the level asked for, or could not.
@@ -76,6 +87,7 @@ impl Sequence {
                 prompt_tokens: request.prompt.len(),
                 ..Usage::default()
             },
+            incoming: None,
             cached_blocks: 0,
             sunk_blocks: 0,
             was_preempted: false,
@@ -116,7 +128,7 @@ impl Sequence {
     }
 
     /// The sequence as the scheduler sees it while it runs.
-    pub fn running_candidate(&self) -> Candidate {
+    pub fn running_candidate(&self, cache: &KvCache) -> Candidate {
         let block_tokens = self.table.block_tokens();
         let computed_tokens = self.table.len_tokens();
         let blocks = self.table.blocks();
@@ -127,19 +139,42 @@ impl Sequence {
         let is_freeable = |(index, block): (usize, &neap_memory::Block)| {
             block.claims() <= if index < self.cached_blocks { 2 } else { 1 }
         };
-        let freeable_bytes: u64 = blocks
+        let held_bytes: u64 = blocks
             .iter()
             .enumerate()
             .filter(|&b| is_freeable(b))
             .map(|(_, block)| block.charged_bytes())
             .sum();
+        let incoming_bytes = self.incoming.as_ref().map_or(0, Incoming::freeable_bytes);
+        let freeable_bytes = held_bytes + incoming_bytes;
         let hot_bytes = self.table.pool().charged_block_bytes();
         Candidate {
             computed_tokens,
-            pending_tokens: self.tokens.len() - computed_tokens,
+            pending_tokens: self.pending_tokens(cache),
             held_blocks: blocks.len() - usize::from(copied),
             freeable_blocks: freeable_bytes.div_ceil(hot_bytes) as usize,
         }
+    }
+
+    /// Tokens to be computed: up to where it meets what is being loaded, or to the end.
+    fn pending_tokens(&self, cache: &KvCache) -> usize {
+        let computed = self.table.len_tokens();
+        let meeting = |incoming| cache.meeting_tokens(incoming, computed);
+        let end = self.incoming.as_ref().and_then(meeting);
+        end.unwrap_or(self.tokens.len()).saturating_sub(computed)
+    }
+
+    /// Tokens that a chunk of `tokens` lacks to what is pending, within what was forecast to be attached.
+    pub fn uncovered_tokens(&self, cache: &KvCache, tokens: usize) -> usize {
+        match self.incoming {
+            Some(_) => self.pending_tokens(cache).saturating_sub(tokens),
+            None => 0,
+        }
+    }
+
+    /// Whether the next `tokens` tokens are all that is known.
+    pub fn ends_with(&self, tokens: usize) -> bool {
+        self.table.len_tokens() + tokens == self.tokens.len()
     }
 
     /// The sequence as the scheduler sees it while it waits and the cache holds `hit` of it.
@@ -164,17 +199,34 @@ impl Sequence {
         cache.promote(&self.namespace, known, keep_free_bytes)
     }
 
-    /// Takes over what the cache holds of the sequence.
+    /// Takes over what the cache holds of the sequence, or what is at hand of it while the rest is loaded.
     pub fn attach(&mut self, cache: &mut KvCache, now_ms: u64) {
         // The last token must be computed: its logits choose the next.
         let known = &self.tokens[..self.tokens.len() - 1];
-        let found = cache.attach(&self.namespace, known, &mut self.table, now_ms);
+        self.incoming = cache.attach_or_load(&self.namespace, known, &mut self.table, now_ms);
         self.cached_blocks = self.table.len_blocks();
+        self.count_found(self.table.len_tokens());
+    }
+
+    fn count_found(&mut self, tokens: usize) {
         if self.was_preempted {
-            self.usage.recomputed_tokens -= found.min(self.usage.recomputed_tokens);
+            self.usage.recomputed_tokens -= tokens.min(self.usage.recomputed_tokens);
         } else {
-            self.usage.cached_tokens = found;
+            self.usage.cached_tokens += tokens;
         }
+    }
+
+    /// Attaches what was loaded, if the sequence has come to it.
+    pub fn attach_incoming(&mut self, cache: &mut KvCache, now_ms: u64) {
+        let Some(mut incoming) = self.incoming.take() else {
+            return;
+        };
+        let before = self.table.len_tokens();
+        if cache.attach_incoming(&mut incoming, &mut self.table, BLOCKS_A_STEP) {
+            self.incoming = Some(incoming);
+        }
+        self.count_found(self.table.len_tokens() - before);
+        self.share(cache, now_ms);
     }
 
     /// Shares the full blocks with the cache, so that others need not compute them.
@@ -267,6 +319,7 @@ impl Sequence {
         self.leave_to(cache, now_ms);
         self.usage.recomputed_tokens += self.table.len_tokens();
         self.was_preempted = true;
+        self.incoming = None;
         self.table.clear();
         self.cached_blocks = 0;
         self.sunk_blocks = 0;

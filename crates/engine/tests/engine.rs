@@ -1,187 +1,35 @@
-//! The engine on a fake decoder, whose next token is a hash of every token that it reads back from
-//! the KV blocks: a wrong, stale or lost block changes what follows.
+//! The engine on a fake decoder that sees what it reads: see `support`.
 
-use std::collections::HashMap;
+mod support;
+
 use std::sync::Arc;
 
-use neap_engine::{
-    AdmissionError, Engine, EngineConfig, Event, FinishReason, Request, RequestId, Usage,
-};
+use neap_engine::{AdmissionError, Engine, EngineConfig, Event, FinishReason, Request, RequestId};
 use neap_memory::cache::{CacheOptions, KvCache};
 use neap_memory::disk::{Directory, DiskOptions, DiskStore};
-use neap_memory::{Budget, Charge, ChargeKind, Fingerprint, KvPool};
-use neap_model::decoder::{Decoder, DecoderLimits, SequenceChunk, StepError};
+use neap_memory::{Budget, ChargeKind, Fingerprint, KvPool};
 use proptest::prelude::*;
-
-const BLOCK_TOKENS: usize = 4;
-/// Whole pages, so that a block is charged what it holds.
-const BLOCK_BYTES: usize = 65_536;
-const VOCAB: usize = 97;
-
-struct FakeDecoder {
-    logits: Vec<f32>,
-    limits: DecoderLimits,
-    fail_at: Option<u32>,
-    weights: Option<FakeWeights>,
-}
-
-/// Weights in pieces of two blocks' bytes, one of which can never be let go of.
-struct FakeWeights {
-    held: Charge,
-    whole_bytes: u64,
-}
-
-const PIECE_BYTES: u64 = 2 * BLOCK_BYTES as u64;
-
-impl FakeDecoder {
-    fn new() -> Self {
-        let limits = DecoderLimits {
-            batch_tokens: 512,
-            logit_rows: 32,
-        };
-        Self {
-            logits: Vec::new(),
-            limits,
-            fail_at: None,
-            weights: None,
-        }
-    }
-}
-
-/// What the fake model says after `tokens`.
-fn next_token(tokens: impl Iterator<Item = u32>) -> u32 {
-    let hash = tokens.fold(0xcbf2_9ce4_8422_2325_u64, |h, t| {
-        (h ^ u64::from(t)).wrapping_mul(0x100_0000_01b3)
-    });
-    (hash >> 33) as u32 % VOCAB as u32
-}
-
-impl Decoder for FakeDecoder {
-    fn vocab_size(&self) -> usize {
-        VOCAB
-    }
-
-    fn context_tokens(&self) -> usize {
-        200
-    }
-
-    fn limits(&self) -> DecoderLimits {
-        self.limits
-    }
-
-    fn forward(&mut self, batch: &mut [SequenceChunk<'_>]) -> Result<&mut [f32], StepError> {
-        self.logits.clear();
-        let total: usize = batch.iter().map(|c| c.tokens.len()).sum();
-        assert!(total <= self.limits.batch_tokens);
-        for chunk in batch.iter_mut() {
-            let start = chunk.table.len_tokens();
-            for (i, &token) in chunk.tokens.iter().enumerate() {
-                if self.fail_at == Some(token) {
-                    return Err(StepError::UnknownToken {
-                        id: token,
-                        vocab_size: VOCAB,
-                    });
-                }
-                let (block, slot) = ((start + i) / BLOCK_TOKENS, (start + i) % BLOCK_TOKENS);
-                chunk.table.block_mut(block)[slot * 4..slot * 4 + 4]
-                    .copy_from_slice(&token.to_le_bytes());
-            }
-            let end = start + chunk.tokens.len();
-            let read = (0..end).map(|i| {
-                let bytes = &chunk.table.block(i / BLOCK_TOKENS)[i % BLOCK_TOKENS * 4..][..4];
-                u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-            });
-            let next = next_token(read);
-            for _ in 0..chunk.logits.rows(chunk.tokens.len()) {
-                let first = self.logits.len();
-                self.logits.resize(first + VOCAB, 0.0);
-                self.logits[first + next as usize] = 1.0;
-            }
-            chunk.table.advance(chunk.tokens.len());
-        }
-        Ok(&mut self.logits)
-    }
-
-    fn releasable_weight_bytes(&self) -> u64 {
-        self.weights
-            .as_ref()
-            .map_or(0, |w| w.held.bytes() - PIECE_BYTES)
-    }
-
-    fn release_weights(&mut self, bytes: u64) -> u64 {
-        let bytes = bytes
-            .next_multiple_of(PIECE_BYTES)
-            .min(self.releasable_weight_bytes());
-        if let Some(weights) = &mut self.weights {
-            weights.held.resize(weights.held.bytes() - bytes).unwrap();
-        }
-        bytes
-    }
-
-    fn take_weights_back(&mut self, spare_bytes: u64) -> Result<bool, StepError> {
-        let Some(weights) = &mut self.weights else {
-            return Ok(false);
-        };
-        let wanted = weights.held.bytes() + PIECE_BYTES;
-        Ok(wanted <= weights.whole_bytes
-            && PIECE_BYTES <= spare_bytes
-            && weights.held.resize(wanted).is_ok())
-    }
-}
-
-/// What a lone generation gives: the truth for every test.
-fn expected(prompt: &[u32], n: usize) -> Vec<u32> {
-    let mut tokens = prompt.to_vec();
-    for _ in 0..n {
-        tokens.push(next_token(tokens.iter().copied()));
-    }
-    tokens.split_off(prompt.len())
-}
+use support::{
+    BLOCK_BYTES, BLOCK_TOKENS, CONTEXT, FakeDecoder, PIECE_BYTES, Results, engine_of,
+    engine_within, expected, give_blocks, kv_bytes, request, run,
+};
 
 fn engine(blocks: usize, config: EngineConfig) -> Engine<FakeDecoder> {
     engine_of(FakeDecoder::new(), blocks, config)
 }
 
-fn engine_of(decoder: FakeDecoder, blocks: usize, config: EngineConfig) -> Engine<FakeDecoder> {
-    let budget = Budget::new(1 << 30);
-    engine_within(&budget, decoder, blocks, config)
-}
-
 /// An engine with `pieces` of weights and room for so many blocks beside them.
 fn engine_with_weights(pieces: u64, blocks: usize) -> Engine<FakeDecoder> {
     let budget = Budget::new(1 << 30);
-    let whole_bytes = pieces * PIECE_BYTES;
-    let held = budget.try_charge(ChargeKind::Weights, whole_bytes).unwrap();
-    let decoder = FakeDecoder {
-        weights: Some(FakeWeights { held, whole_bytes }),
-        ..FakeDecoder::new()
-    };
-    engine_within(&budget, decoder, blocks, config(16, 8))
-}
-
-fn engine_within(
-    budget: &Budget,
-    decoder: FakeDecoder,
-    blocks: usize,
-    config: EngineConfig,
-) -> Engine<FakeDecoder> {
-    let kv = KvPool::new(budget, BLOCK_BYTES, BLOCK_TOKENS);
-    let cache = KvCache::new(&kv, CacheOptions::new(config.fingerprint)).unwrap();
-    let engine = Engine::new(decoder, None, cache, config);
-    give_blocks(&engine, blocks);
-    engine
-}
-
-/// Sets the budget to what holds so many blocks beside the cache's scratch.
-fn give_blocks(engine: &Engine<FakeDecoder>, blocks: usize) {
-    let scratch = engine.budget().charged() - kv_bytes(engine);
-    engine
-        .budget()
-        .set_limit(scratch + (blocks * BLOCK_BYTES) as u64);
-}
-
-fn kv_bytes(engine: &Engine<FakeDecoder>) -> u64 {
-    engine.budget().snapshot().of_kind(ChargeKind::Kv)
+    let decoder = FakeDecoder::with_weights(&budget, pieces);
+    let config = config(16, 8);
+    engine_within(
+        &budget,
+        decoder,
+        blocks,
+        CacheOptions::new(config.fingerprint),
+        config,
+    )
 }
 
 fn config(batch_tokens: usize, max_running: usize) -> EngineConfig {
@@ -190,60 +38,6 @@ fn config(batch_tokens: usize, max_running: usize) -> EngineConfig {
         max_running,
         ..EngineConfig::default()
     }
-}
-
-fn request(prompt: &[u32], n: usize) -> Request {
-    Request {
-        prompt: prompt.to_vec(),
-        max_new_tokens: Some(n),
-        ..Request::default()
-    }
-}
-
-#[derive(Default)]
-struct Results {
-    tokens: HashMap<RequestId, Vec<u32>>,
-    finished: HashMap<RequestId, (FinishReason, Usage)>,
-}
-
-impl Results {
-    fn take(&mut self, events: Vec<Event>) {
-        for event in events {
-            match event {
-                Event::Token { request, id, .. } => {
-                    self.tokens.entry(request).or_default().push(id)
-                }
-                Event::Finished {
-                    request,
-                    reason,
-                    usage,
-                    ..
-                } => {
-                    assert!(
-                        self.finished.insert(request, (reason, usage)).is_none(),
-                        "finished twice"
-                    );
-                }
-            }
-        }
-    }
-}
-
-fn run(engine: &mut Engine<FakeDecoder>) -> Results {
-    let mut results = Results::default();
-    for _ in 0..20_000 {
-        if engine.is_idle() {
-            engine.check_conservation().unwrap();
-            assert_eq!(
-                kv_bytes(engine),
-                engine.cache_mut().freeable_bytes(),
-                "idle, only the cache holds blocks"
-            );
-            return results;
-        }
-        results.take(engine.step(0));
-    }
-    panic!("the engine does not come to an end");
 }
 
 #[test]
@@ -317,7 +111,7 @@ fn weights_give_way_to_a_request_that_has_no_room_beside_them() {
         "no more than was needed"
     );
     // More than all weights together would free is refused as before.
-    let huge: Vec<u32> = (0..190).map(|i| i % 97).collect();
+    let huge: Vec<u32> = (0..CONTEXT as u32 - 10).map(|i| i % 97).collect();
     assert!(matches!(
         engine.submit(request(&huge, 9)),
         Err(AdmissionError::DoesNotFit { .. })
@@ -460,7 +254,7 @@ fn the_context_ends_a_generation() {
         .unwrap();
     let results = run(&mut engine);
     assert_eq!(results.finished[&id].0, FinishReason::ContextFull);
-    assert_eq!(results.tokens[&id].len(), 190);
+    assert_eq!(results.tokens[&id].len(), CONTEXT - 10);
 }
 
 #[test]
@@ -475,12 +269,12 @@ fn refuses_what_makes_no_sense() {
         unknown.to_string().contains("token 97 at position 1"),
         "{unknown}"
     );
-    let long = engine.submit(request(&[1; 200], 1)).unwrap_err();
+    let long = engine.submit(request(&[1; CONTEXT], 1)).unwrap_err();
     assert!(matches!(
         long,
         AdmissionError::PromptTooLong {
-            prompt_tokens: 200,
-            context_tokens: 200
+            prompt_tokens: CONTEXT,
+            context_tokens: CONTEXT
         }
     ));
 }
@@ -507,10 +301,8 @@ fn cancelling_frees_the_blocks_at_once() {
 
 #[test]
 fn a_failed_step_ends_its_requests_and_not_the_engine() {
-    let decoder = FakeDecoder {
-        fail_at: Some(66),
-        ..FakeDecoder::new()
-    };
+    let mut decoder = FakeDecoder::new();
+    decoder.fail_at = Some(66);
     let mut engine = engine_of(decoder, 100, EngineConfig::default());
     let bad = engine.submit(request(&[66], 5)).unwrap();
     let results = run(&mut engine);

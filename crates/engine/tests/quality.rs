@@ -1,113 +1,29 @@
-//! Qualities of keys and values, on a fake decoder that sees what is lost: a token whose block has sunk
-//! reads as another one. So a request whose blocks never sank gives what it gives alone, and one that reads
-//! a single lossy block does not.
+//! Qualities of keys and values, on a fake decoder that sees what is lost: a request whose blocks never sank gives
+//! what it gives alone, and one that reads a single lossy block does not.
 
-use std::collections::HashMap;
+mod support;
 
-use neap_engine::{
-    AdmissionError, AttendedTokens, Engine, EngineConfig, Event, FinishReason, Request, RequestId,
-};
-use neap_memory::cache::{CacheOptions, KvCache};
+use neap_engine::{AdmissionError, AttendedTokens, Engine, EngineConfig, FinishReason, Request};
+use neap_memory::cache::CacheOptions;
 use neap_memory::codec::fake;
-use neap_memory::table::BlockView;
-use neap_memory::{Budget, ChargeKind, KvPool, KvQuality, Level};
-use neap_model::decoder::{Decoder, DecoderLimits, SequenceChunk, StepError};
+use neap_memory::{Budget, KvQuality, Level};
 use proptest::prelude::*;
-
-const BLOCK_TOKENS: usize = 4;
-const BLOCK_BYTES: usize = 16_384;
-const VOCAB: usize = 97;
-const CONTEXT: usize = 240;
-
-#[derive(Default)]
-struct FakeDecoder {
-    logits: Vec<f32>,
-}
-
-fn next_token(tokens: impl Iterator<Item = u32>) -> u32 {
-    let hash = tokens.fold(0xcbf2_9ce4_8422_2325_u64, |h, t| {
-        (h ^ u64::from(t)).wrapping_mul(0x100_0000_01b3)
-    });
-    (hash >> 33) as u32 % VOCAB as u32
-}
-
-/// The token in a slot: its byte is one that both levels keep.
-fn read(view: BlockView<'_>, slot: usize) -> u32 {
-    match view.level {
-        Level::Int8 => u32::from(view.bytes[slot * 2]) ^ 0x100,
-        Level::Int4 => u32::from(view.bytes[slot]) ^ 0x200,
-        _ => u32::from(view.bytes[slot * 4]),
-    }
-}
-
-impl Decoder for FakeDecoder {
-    fn vocab_size(&self) -> usize {
-        VOCAB
-    }
-
-    fn context_tokens(&self) -> usize {
-        CONTEXT
-    }
-
-    fn limits(&self) -> DecoderLimits {
-        DecoderLimits {
-            batch_tokens: 512,
-            logit_rows: 32,
-        }
-    }
-
-    fn forward(&mut self, batch: &mut [SequenceChunk<'_>]) -> Result<&mut [f32], StepError> {
-        self.logits.clear();
-        for chunk in batch.iter_mut() {
-            let start = chunk.table.len_tokens();
-            for (i, &token) in chunk.tokens.iter().enumerate() {
-                let (block, slot) = ((start + i) / BLOCK_TOKENS, (start + i) % BLOCK_TOKENS);
-                chunk.table.block_mut(block)[slot * 4] = token as u8;
-            }
-            let tokens = (0..start + chunk.tokens.len())
-                .map(|t| read(chunk.table.view(t / BLOCK_TOKENS), t % BLOCK_TOKENS));
-            let next = next_token(tokens);
-            for _ in 0..chunk.logits.rows(chunk.tokens.len()) {
-                let first = self.logits.len();
-                self.logits.resize(first + VOCAB, 0.0);
-                self.logits[first + next as usize] = 1.0;
-            }
-            chunk.table.advance(chunk.tokens.len());
-        }
-        Ok(&mut self.logits)
-    }
-}
-
-/// What a lone exact generation gives.
-fn expected(prompt: &[u32], n: usize) -> Vec<u32> {
-    let mut tokens = prompt.to_vec();
-    for _ in 0..n {
-        tokens.push(next_token(tokens.iter().copied()));
-    }
-    tokens.split_off(prompt.len())
-}
+use support::{
+    BLOCK_BYTES, FakeDecoder, Results, engine_within, expected, give_bytes, kv_bytes, run,
+};
 
 fn engine(blocks: usize, config: EngineConfig) -> Engine<FakeDecoder> {
-    let budget = Budget::new(1 << 30);
-    let kv = KvPool::new(&budget, BLOCK_BYTES, BLOCK_TOKENS);
     let options = CacheOptions {
         quantized: fake::levels(),
         ..CacheOptions::new(config.fingerprint)
     };
-    let cache = KvCache::new(&kv, options).unwrap();
-    let engine = Engine::new(FakeDecoder::default(), None, cache, config);
-    give_bytes(&engine, blocks * BLOCK_BYTES);
-    engine
-}
-
-/// Sets the budget to what holds so many bytes of blocks beside the cache's scratch.
-fn give_bytes(engine: &Engine<FakeDecoder>, bytes: usize) {
-    let scratch = engine.budget().charged() - kv_bytes(engine);
-    engine.budget().set_limit(scratch + bytes as u64);
-}
-
-fn kv_bytes(engine: &Engine<FakeDecoder>) -> u64 {
-    engine.budget().snapshot().of_kind(ChargeKind::Kv)
+    engine_within(
+        &Budget::new(1 << 30),
+        FakeDecoder::new(),
+        blocks,
+        options,
+        config,
+    )
 }
 
 fn config(quality: KvQuality, batch_tokens: usize) -> EngineConfig {
@@ -121,50 +37,13 @@ fn config(quality: KvQuality, batch_tokens: usize) -> EngineConfig {
 
 fn request(prompt: &[u32], n: usize, quality: Option<KvQuality>) -> Request {
     Request {
-        prompt: prompt.to_vec(),
-        max_new_tokens: Some(n),
         quality,
-        ..Request::default()
+        ..support::request(prompt, n)
     }
 }
 
 fn prompt(seed: usize, len: usize) -> Vec<u32> {
     (0..len).map(|i| ((i * seed + seed) % 97) as u32).collect()
-}
-
-#[derive(Default)]
-struct Results {
-    tokens: HashMap<RequestId, Vec<u32>>,
-    reasons: HashMap<RequestId, FinishReason>,
-}
-
-impl Results {
-    fn take(&mut self, events: Vec<Event>) {
-        for event in events {
-            match event {
-                Event::Token { request, id, .. } => {
-                    self.tokens.entry(request).or_default().push(id)
-                }
-                Event::Finished {
-                    request, reason, ..
-                } => {
-                    self.reasons.insert(request, reason);
-                }
-            }
-        }
-    }
-}
-
-fn run(engine: &mut Engine<FakeDecoder>) -> Results {
-    let mut results = Results::default();
-    for _ in 0..20_000 {
-        if engine.is_idle() {
-            engine.check_conservation().unwrap();
-            return results;
-        }
-        results.take(engine.step(0));
-    }
-    panic!("the engine does not come to an end");
 }
 
 #[test]
@@ -215,7 +94,7 @@ fn what_fits_only_when_it_sinks_is_taken_in_and_finishes() {
             (KvQuality::Exact, Err(AdmissionError::DoesNotFit { .. })) => {}
             (KvQuality::Small, Ok(id)) => {
                 let results = run(&mut engine);
-                assert_eq!(results.reasons[&id], FinishReason::Length);
+                assert_eq!(results.finished[&id].0, FinishReason::Length);
                 assert!(engine.attended().int4 > 0 && engine.preemptions() == 0);
             }
             other => panic!("{other:?}"),
@@ -276,7 +155,7 @@ proptest! {
             prop_assert_eq!(engine.check_conservation(), Ok(()));
         }
         for (id, prompt, n, quality) in &ids {
-            prop_assert_eq!(&results.reasons[id], &FinishReason::Length);
+            prop_assert_eq!(&results.finished[id].0, &FinishReason::Length);
             prop_assert_eq!(results.tokens[id].len(), *n);
             if (*quality).min(KvQuality::ALL[allowed]) == KvQuality::Exact {
                 prop_assert_eq!(&results.tokens[id], &expected(prompt, *n));

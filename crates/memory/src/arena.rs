@@ -182,3 +182,47 @@ fn map_huge(bytes: usize) -> io::Result<(Region, usize)> {
     let first = memory.base().addr().get().wrapping_neg() % HUGE_PAGE_BYTES;
     Ok((memory, first))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 3 } else { 128 }, failure_persistence: None, ..Default::default() })]
+
+        /// The arena against a list of (slot, mark): no slot is given twice, none reaches into another, what comes is
+        /// zero, and no more than one empty region stays mapped.
+        #[test]
+        fn agrees_with_a_naive_arena(pages in 1..6usize, ops in prop::collection::vec((any::<bool>(), any::<u8>()), 1..if cfg!(miri) { 20 } else { 200 })) {
+            let slot_bytes = pages * 4096;
+            let mut arena = Arena::new(slot_bytes);
+            let mut held: Vec<(SlotId, NonNull<u8>, u8)> = Vec::new();
+            for (takes, pick) in ops {
+                if takes || held.is_empty() {
+                    let (slot, base) = arena.take().unwrap();
+                    // SAFETY: the slot is ours until it is put back, and `slot_bytes` long.
+                    let bytes = unsafe { std::slice::from_raw_parts_mut(base.as_ptr(), slot_bytes) };
+                    prop_assert!(bytes.iter().all(|&byte| byte == 0));
+                    bytes.fill(pick | 1);
+                    held.push((slot, base, pick | 1));
+                } else {
+                    let (slot, base, mark) = held.swap_remove(usize::from(pick) % held.len());
+                    // SAFETY: as above.
+                    let bytes = unsafe { std::slice::from_raw_parts_mut(base.as_ptr(), slot_bytes) };
+                    prop_assert!(bytes.iter().all(|&byte| byte == mark));
+                    bytes.fill(0);
+                    arena.put_back(slot);
+                }
+                prop_assert_eq!(arena.check_conservation(), Ok(()));
+                prop_assert_eq!(arena.taken(), held.len());
+                let starts: HashSet<_> = held.iter().map(|(_, base, _)| *base).collect();
+                prop_assert_eq!(starts.len(), held.len());
+                let region_bytes = (REGION_TARGET_BYTES / slot_bytes).max(1) * slot_bytes;
+                let regions: HashSet<usize> = held.iter().map(|(slot, ..)| slot.region).collect();
+                prop_assert!(arena.mapped_bytes() <= (regions.len() + 1) * region_bytes);
+            }
+        }
+    }
+}

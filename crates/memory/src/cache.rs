@@ -22,7 +22,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::budget::{ChargeKind, OverBudget};
+use crate::budget::{Charge, ChargeKind, OverBudget};
 use crate::buffer::Buffer;
 use crate::codec::{BlockCodec, Packed, QuantizedLevels};
 use crate::costs::CostMeter;
@@ -41,6 +41,7 @@ mod census;
 mod forecast;
 mod free;
 mod from_remote;
+mod incoming;
 #[cfg(test)]
 mod level_tests;
 mod promote;
@@ -51,6 +52,7 @@ mod tests;
 
 pub use census::Census;
 pub use forecast::Forecast;
+pub use incoming::Incoming;
 
 /// Where the bytes of a cached block are; see the [module's description](self).
 #[derive(Debug)]
@@ -152,6 +154,8 @@ pub struct KvCache {
     measures: bool,
     /// Encoded form of one block, charged once: saving must work when nothing more is granted.
     scratch: Buffer<u8>,
+    /// What codecs allocate for themselves while they work on a block.
+    _codec_scratch: Charge,
     packed_ratio: f64,
     /// Where the next sample of a large tree begins.
     hand: usize,
@@ -164,14 +168,18 @@ impl KvCache {
     /// An empty cache of blocks of `pool`.
     ///
     /// # Errors
-    /// [`OverBudget`] when the scratch for one encoded block does not fit.
+    /// [`OverBudget`] when the scratch for encoding one block does not fit.
     pub fn new(pool: &KvPool, options: CacheOptions) -> Result<Self, OverBudget> {
-        let codecs = options.quantized.iter();
-        let scratch_bytes = codecs
-            .map(|codec| codec.max_encoded_bytes(pool.block_bytes()))
-            .fold(Packed.max_encoded_bytes(pool.block_bytes()), usize::max);
+        let (budget, block_bytes) = (pool.budget(), pool.block_bytes());
+        let most = |of: &dyn Fn(&dyn BlockCodec) -> usize| {
+            let quantized = options.quantized.iter().map(|codec| of(&**codec));
+            quantized.fold(of(&Packed), usize::max)
+        };
+        let encoded_bytes = most(&|codec| codec.max_encoded_bytes(block_bytes));
+        let codec_bytes = most(&|codec| codec.scratch_bytes(block_bytes));
         Ok(Self {
-            scratch: Buffer::zeroed(pool.budget(), ChargeKind::Scratch, scratch_bytes)?,
+            scratch: Buffer::zeroed(budget, ChargeKind::Scratch, encoded_bytes)?,
+            _codec_scratch: budget.try_charge(ChargeKind::Scratch, codec_bytes as u64)?,
             pool: pool.clone(),
             options,
             tree: PrefixTree::new(pool.block_tokens()),
@@ -242,7 +250,7 @@ impl KvCache {
     fn facts(&self, is_partial: bool, turn: u32, now_ms: u64) -> Facts {
         Facts {
             bytes: self.pool.charged_block_bytes(),
-            way_back: self.costs.recompute.of(self.pool.block_tokens() as u64) as f32,
+            way_back: self.costs.recompute.of(0, self.pool.block_tokens() as u64) as f32,
             is_partial,
             turn,
             ..Facts::at(now_ms)
@@ -323,6 +331,19 @@ impl KvCache {
                 }
                 _ => entry.held = Held::Ram(blocks[index].clone()),
             }
+        }
+    }
+
+    /// The costs measured so far.
+    #[must_use]
+    pub fn costs(&self) -> &CostMeter {
+        &self.costs
+    }
+
+    /// Takes in that computing `tokens` tokens, which attended to `pairs` tokens together, took `us` microseconds.
+    pub fn observe_prefill(&mut self, tokens: u64, pairs: u64, us: f64) {
+        if self.measures {
+            self.costs.recompute.observe(tokens, pairs, us);
         }
     }
 

@@ -15,7 +15,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::costs::CostMeter;
+use crate::costs::{CostMeter, Stay};
 use crate::level::Level;
 
 #[cfg(test)]
@@ -34,6 +34,8 @@ pub struct Candidate {
     pub hot_bytes: u64,
     /// Tokens it holds.
     pub tokens: u64,
+    /// Tokens before it in its sequence.
+    pub before: u64,
     /// Uses expected per second.
     pub uses_per_s: f64,
     /// Whether a good copy of it is on disk already.
@@ -214,12 +216,7 @@ fn demotions(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
                 situation.costs.pack.of(candidate.hot_bytes)
             };
             let quality = sink.quality_price_us * candidate.tokens as f64;
-            let way_back = situation.costs.way_back_us(
-                Some(sink.level),
-                candidate.tokens,
-                candidate.hot_bytes,
-                bytes,
-            );
+            let way_back = way_back_of(candidate, situation, Some(sink.level), bytes);
             let frees_bytes = candidate.bytes - bytes;
             steps.push(step(
                 candidate,
@@ -239,12 +236,7 @@ fn steps_for(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
     if candidate.is_in_use {
         return steps;
     }
-    let from_disk = situation.costs.way_back_us(
-        Some(Level::Disk),
-        candidate.tokens,
-        candidate.hot_bytes,
-        candidate.bytes,
-    );
+    let from_disk = way_back_of(candidate, situation, Some(Level::Disk), candidate.bytes);
     if candidate.is_on_disk {
         steps.push(step(
             candidate,
@@ -264,9 +256,7 @@ fn steps_for(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
         ));
     }
     if candidate.may_drop && !candidate.is_on_disk {
-        let anew = situation
-            .costs
-            .way_back_us(None, candidate.tokens, candidate.hot_bytes, 0);
+        let anew = way_back_of(candidate, situation, None, 0);
         steps.push(step(
             candidate,
             situation,
@@ -278,6 +268,22 @@ fn steps_for(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
     steps
 }
 
+/// From `level`, where it takes `stored_bytes`, or from nowhere.
+fn way_back_of(
+    candidate: &Candidate,
+    situation: &Situation,
+    level: Option<Level>,
+    stored_bytes: u64,
+) -> f64 {
+    let stay = Stay {
+        before: candidate.before,
+        tokens: candidate.tokens,
+        hot_bytes: candidate.hot_bytes,
+        stored_bytes,
+    };
+    situation.costs.way_back_us(level, &stay)
+}
+
 fn step(
     candidate: &Candidate,
     situation: &Situation,
@@ -285,12 +291,7 @@ fn step(
     way_back_us: f64,
     work_us: f64,
 ) -> Step {
-    let now_us = situation.costs.way_back_us(
-        Some(candidate.level),
-        candidate.tokens,
-        candidate.hot_bytes,
-        candidate.bytes,
-    );
+    let now_us = way_back_of(candidate, situation, Some(candidate.level), candidate.bytes);
     let uses = (candidate.uses_per_s * situation.horizon_s.max(1.0)).max(0.0);
     Step {
         id: candidate.id,

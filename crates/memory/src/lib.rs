@@ -69,6 +69,7 @@ pub mod prefix;
 pub mod pressure;
 pub mod region;
 pub mod remote;
+pub mod resident;
 pub mod session;
 pub mod table;
 

@@ -132,7 +132,7 @@ fn describe(app: &App) -> Value {
             "refusals": ledger.refusals,
             "by_kind": kinds,
         },
-        "rss_bytes": metrics::rss_bytes(),
+        "rss_bytes": neap_memory::resident::rss_bytes(),
         "kv_usage": metrics::kv_usage(&report, &app.budget),
         "cache": {
             "blocks": report.cached_blocks,

@@ -340,7 +340,7 @@ fn memory(out: &mut Text, report: &Report, budget: &Budget) {
         "Blocks that the prefix cache knows.",
         report.cached_blocks,
     );
-    if let Some(rss) = rss_bytes() {
+    if let Some(rss) = neap_memory::resident::rss_bytes() {
         out.gauge(
             &["neap_resident_bytes", "process_resident_memory_bytes"],
             "Resident memory of the process.",
@@ -358,14 +358,6 @@ pub fn kv_usage(report: &Report, budget: &Budget) -> f64 {
         return 1.0;
     }
     (kv.saturating_sub(report.freeable_bytes) as f64 / room as f64).min(1.0)
-}
-
-/// Resident memory of the process; `None` where the system doesn't tell.
-pub fn rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib * 1024)
 }
 
 #[cfg(test)]

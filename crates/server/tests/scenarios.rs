@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use support::{BLOCK_BYTES, BLOCK_TOKENS, Folder, Setup, serve};
 
@@ -38,6 +40,8 @@ async fn two_turns(blocks: u64, disk: Option<&Folder>) -> (Vec<Value>, Vec<Value
         blocks,
         parallel: CONVERSATIONS as usize,
         disk: disk.map(|folder| folder.0.clone()),
+        // Dearer to compute than to read: else what is let go of would not go to disk.
+        token: Duration::from_micros(50),
         ..Setup::default()
     })
     .await;

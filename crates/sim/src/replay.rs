@@ -200,6 +200,8 @@ impl Replay {
         let Some(held) = self.tree.get_mut(node) else {
             return;
         };
+        let uses = held.facts.uses + 1;
+        let facts = Facts { uses, ..facts };
         held.facts = facts;
         match std::mem::replace(&mut held.place, Place::Ram) {
             Place::Ram => self.ram.policy.touch(id, &facts),

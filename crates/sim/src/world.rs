@@ -23,6 +23,8 @@ use neap_memory::remote::{RemoteLevel, RemoteOptions, RemoteStore};
 use neap_memory::session::{KeepOptions, Sessions};
 use neap_memory::{BlockTable, Budget, CacheOptions, KvCache, KvPool, KvQuality, Level};
 
+mod incoming;
+
 /// Tokens of a block: of four pages, so that int8 takes two of them and int4 one.
 const BLOCK_TOKENS: usize = 16;
 /// Bytes of a token's keys and values.
@@ -42,6 +44,8 @@ pub struct Report {
     pub refused: u64,
     /// Tokens found in the cache.
     pub cached_tokens: u64,
+    /// Of these, loaded while tokens before them were computed.
+    pub loaded_tokens: u64,
     /// Tokens computed.
     pub computed_tokens: u64,
     /// Sessions acknowledged.
@@ -324,30 +328,45 @@ impl World {
         }
     }
 
-    /// A conversation goes on by a few tokens; now and then it is cancelled half-way.
-    fn prompt(&mut self) -> Result<(), String> {
-        let number = self.random.below(TALKS);
-        let (talk, quality) = (number as usize, quality_of(number));
-        let namespace = self.namespace(number);
+    /// A conversation grows by a few tokens, or begins anew; or an earlier part of it is asked for again, often one
+    /// that ends a token into a block.
+    fn next_prompt(&mut self, talk: usize) -> Vec<u32> {
         if self.talks[talk].len() > MAX_TOKENS || self.random.one_in(12) {
             self.talks[talk].truncate(6);
+        }
+        if self.random.one_in(8) {
+            let all = &self.talks[talk];
+            let mut len = 2 + self.random.below(all.len() as u64 - 1) as usize;
+            if self.random.one_in(2) && len > BLOCK_TOKENS {
+                len = len / BLOCK_TOKENS * BLOCK_TOKENS + 1;
+            }
+            return all[..len.min(all.len())].to_vec();
         }
         for _ in 0..=self.random.below(40) {
             let token = self.random.below(1000) as u32;
             self.talks[talk].push(token);
         }
-        let tokens = self.talks[talk].clone();
+        self.talks[talk].clone()
+    }
+
+    /// A prompt runs to its end; now and then it is cancelled half-way.
+    fn prompt(&mut self) -> Result<(), String> {
+        let number = self.random.below(TALKS);
+        let (talk, quality) = (number as usize, quality_of(number));
+        let namespace = self.namespace(number);
+        let tokens = self.next_prompt(talk);
         let mut table = BlockTable::new(&self.pool);
-        let known = &tokens[..tokens.len() - 1];
-        let cached = self
-            .cache
-            .attach(&namespace, known, &mut table, self.now_ms);
-        if !reads_right(&table, &tokens[..cached], quality) {
+        let known = tokens.len() - 1;
+        let found = self.attach_or_load((number, &tokens, known), &mut table)?;
+        let (Some(cached), held) = (found, table.len_tokens()) else {
+            return Ok(());
+        };
+        if !reads_right(&table, &tokens[..held], quality) {
             return Err(format!(
                 "wrong keys or values among {cached} cached tokens of talk {talk}"
             ));
         }
-        if !self.reserve(&mut table, tokens.len() - cached) {
+        if !self.reserve(&mut table, tokens.len() - held) {
             self.report.refused += 1;
             return Ok(());
         }
@@ -722,6 +741,7 @@ mod tests {
                 .run(STEPS)
                 .unwrap_or_else(|e| panic!("seed {seed}: {e}"));
             total.finished += report.finished;
+            total.loaded_tokens += report.loaded_tokens;
             total.cached_tokens += report.cached_tokens;
             total.sessions_restored += report.sessions_restored;
             total.faults += report.faults;
@@ -732,7 +752,7 @@ mod tests {
         }
         // The runs did what they are for.
         assert!(
-            total.finished > 2_000 && total.cached_tokens > 10_000,
+            total.finished > 2_000 && total.cached_tokens > 10_000 && total.loaded_tokens > 2_000,
             "{total:?}"
         );
         assert!(

@@ -17,7 +17,6 @@ use serde::Serialize;
 use crate::args::BenchModelArgs;
 use crate::failure::Failure;
 use crate::loading::{self, Parts};
-use crate::report;
 use crate::sinker::Sinker;
 
 #[derive(Serialize)]
@@ -154,7 +153,11 @@ impl Bench<'_> {
                 .flat_map(BlockTable::blocks)
                 .map(Block::charged_bytes)
                 .sum();
-            memory = (kv_bytes, budget.charged(), report::rss_bytes().unwrap_or(0));
+            memory = (
+                kv_bytes,
+                budget.charged(),
+                neap_memory::resident::rss_bytes().unwrap_or(0),
+            );
         }
         let median = middle(&mut speeds);
         let step_bytes = self.dense_bytes() + memory.0;

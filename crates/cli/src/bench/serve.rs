@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use client::{Open, Talk};
 use http::Target;
+use neap_memory::resident::rss_bytes_of;
+use neap_sim::trace;
 use record::{Goals, Record, Resident, Sample};
 use workload::{Conversation, Shape};
 
@@ -43,7 +45,11 @@ pub fn run(args: &BenchServeArgs) -> Result<(), Failure> {
     };
     talk.calibrate();
     let conversations = conversations(args)?;
-    let rss_before = args.pid.map(rss).transpose()?;
+    let resident_of = |pid| {
+        let untold = || Failure::new(format!("--pid {pid}: the system tells no resident memory"));
+        rss_bytes_of(pid).ok_or_else(untold)
+    };
+    let rss_before = args.pid.map(resident_of).transpose()?;
     if args.warm {
         let warmed = talk.warm(args.prefixes.max(1));
         warmed.map_err(|why| Failure::new(format!("the common beginning was refused: {why}")))?;
@@ -54,7 +60,7 @@ pub fn run(args: &BenchServeArgs) -> Result<(), Failure> {
     let resident = match (args.pid, rss_before) {
         (Some(pid), Some(before)) => {
             std::thread::sleep(SETTLE);
-            let after = rss(pid)?;
+            let after = resident_of(pid)?;
             Some(Resident {
                 before,
                 peak: peak.max(after),
@@ -78,7 +84,10 @@ pub fn run(args: &BenchServeArgs) -> Result<(), Failure> {
 
 fn conversations(args: &BenchServeArgs) -> Result<Vec<Conversation>, Failure> {
     let conversations = match &args.trace {
-        Some(path) => workload::read_trace(path, args.speed).map_err(Failure::new)?,
+        Some(path) => {
+            let trace = trace::read_lengths(path).map_err(|e| Failure::new(e.to_string()))?;
+            workload::of_trace(&trace, args.speed)
+        }
         None => Shape {
             conversations: args.conversations,
             rate: args.rate,
@@ -167,19 +176,8 @@ fn converse(
 fn watch(pid: u32, is_over: &AtomicBool) -> u64 {
     let mut peak = 0;
     while !is_over.load(Ordering::Relaxed) {
-        peak = peak.max(rss(pid).unwrap_or(0));
+        peak = peak.max(rss_bytes_of(pid).unwrap_or(0));
         std::thread::sleep(RSS_EVERY);
     }
     peak
-}
-
-/// Resident memory of a process.
-fn rss(pid: u32) -> Result<u64, Failure> {
-    let path = format!("/proc/{pid}/status");
-    let status = std::fs::read_to_string(&path)
-        .map_err(|why| Failure::new(format!("--pid {pid}: {path}: {why}")))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
-    kib.map(|kib| kib * 1024)
-        .ok_or_else(|| Failure::new(format!("{path} tells no resident memory")))
 }

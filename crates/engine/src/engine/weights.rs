@@ -21,7 +21,7 @@ impl<D: Decoder> Engine<D> {
                 .running
                 .iter()
                 .skip(1)
-                .map(|s| s.running_candidate().freeable_blocks)
+                .map(|s| s.running_candidate(&self.cache).freeable_blocks)
                 .sum();
             let missing = excess.saturating_sub(blocks as u64 * self.kv.charged_block_bytes());
             if missing > 0 {

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use super::{Held, KvCache};
-use crate::codec::{BlockCodec, PACKED_ID, PLAIN_ID, Packed, Plain};
+use crate::codec::{BlockCodec, PACKED_ID, PLAIN_ID, Packed, Plain, QuantizedLevels};
 use crate::disk::{Meta, Prefetch};
 use crate::governor::Occasion;
 use crate::hash::Namespace;
 use crate::level::Level;
-use crate::pool::Block;
+use crate::pool::{Block, KvPool};
 use crate::prefix::NodeId;
 use crate::table::BlockTable;
 
@@ -39,6 +39,17 @@ impl KvCache {
         );
         self.adopt(namespace, tokens, now_ms);
         self.adopt_remote(namespace, tokens, now_ms);
+        self.attach_known(namespace, tokens, table, now_ms)
+    }
+
+    /// [`attach`](Self::attach) of what the tree knows.
+    pub(super) fn attach_known(
+        &mut self,
+        namespace: &Namespace,
+        tokens: &[u32],
+        table: &mut BlockTable,
+        now_ms: u64,
+    ) -> usize {
         let found = self.tree.lookup(namespace, tokens);
         self.stats.asked_tokens += tokens.len() as u64;
         let block_tokens = self.pool.block_tokens();
@@ -111,9 +122,16 @@ impl KvCache {
             .filter(|c| c.is_none())
             .count()
             .min(self.options.reads_in_flight);
-        let needed = (sunken + reads) as u64 * self.pool.charged_block_bytes();
+        if sunken > 0 {
+            self.make_room(sunken + reads, now_ms);
+        }
+    }
+
+    /// Frees room for so many hot blocks.
+    pub(super) fn make_room(&mut self, blocks: usize, now_ms: u64) {
+        let needed = blocks as u64 * self.pool.charged_block_bytes();
         let missing = needed.saturating_sub(self.pool.budget().available());
-        if sunken > 0 && missing > 0 {
+        if missing > 0 {
             self.free(missing, Occasion::Admission, now_ms);
         }
     }
@@ -217,34 +235,13 @@ impl KvCache {
         }
     }
 
-    /// A block of stored bytes, at the level that they were stored at: `lowest` or above.
     pub(super) fn decode_stored(
         &self,
         lowest: Level,
         meta: &Meta,
         bytes: &[u8],
     ) -> Result<Block, Undecoded> {
-        let quantized = self.options.quantized.iter().find(|c| c.id() == meta.codec);
-        let level = quantized.map_or(Level::Hot, |codec| codec.level());
-        if level.is_lossy() && level > lowest {
-            return Err(Undecoded::Bad);
-        }
-        let block_bytes = self.pool.block_bytes();
-        let stored_bytes = quantized.map_or(block_bytes, |c| c.max_encoded_bytes(block_bytes));
-        let mut block = self
-            .pool
-            .allocate_at(level, stored_bytes)
-            .map_err(|_| Undecoded::NoRoom)?;
-        let out = block.bytes_mut().ok_or(Undecoded::Bad)?;
-        let decoded = match meta.codec {
-            // A block of a lossy level is attended to as it was stored.
-            _ if level.is_lossy() => Plain.decode(bytes, out),
-            PLAIN_ID => Plain.decode(bytes, out),
-            PACKED_ID => Packed.decode(bytes, out),
-            _ => return Err(Undecoded::Bad),
-        };
-        decoded.map_err(|_| Undecoded::Bad)?;
-        Ok(block)
+        decode_stored(&self.pool, &self.options.quantized, lowest, meta, bytes)
     }
 
     /// The tree keeps the attendable form: it was wanted just now.
@@ -261,7 +258,7 @@ impl KvCache {
         Some(hot)
     }
 
-    fn fail(&mut self, node: NodeId) -> Option<Block> {
+    pub(super) fn fail(&mut self, node: NodeId) -> Option<Block> {
         self.stats.failed_blocks += 1;
         let entry = self.tree.get_mut(node)?;
         entry.held = Held::Gone;
@@ -274,4 +271,34 @@ impl KvCache {
         disk.zip(info)
             .is_some_and(|(disk, info)| disk.meta(&info.hash, &self.options.fingerprint).is_some())
     }
+}
+
+/// A block of stored bytes, at the level that they were stored at: `lowest` or above.
+pub(super) fn decode_stored(
+    pool: &KvPool,
+    quantized: &QuantizedLevels,
+    lowest: Level,
+    meta: &Meta,
+    bytes: &[u8],
+) -> Result<Block, Undecoded> {
+    let codec = quantized.iter().find(|c| c.id() == meta.codec);
+    let level = codec.map_or(Level::Hot, |codec| codec.level());
+    if level.is_lossy() && level > lowest {
+        return Err(Undecoded::Bad);
+    }
+    let block_bytes = pool.block_bytes();
+    let stored_bytes = codec.map_or(block_bytes, |c| c.max_encoded_bytes(block_bytes));
+    let mut block = pool
+        .allocate_at(level, stored_bytes)
+        .map_err(|_| Undecoded::NoRoom)?;
+    let out = block.bytes_mut().ok_or(Undecoded::Bad)?;
+    let decoded = match meta.codec {
+        // A block of a lossy level is attended to as it was stored.
+        _ if level.is_lossy() => Plain.decode(bytes, out),
+        PLAIN_ID => Plain.decode(bytes, out),
+        PACKED_ID => Packed.decode(bytes, out),
+        _ => return Err(Undecoded::Bad),
+    };
+    decoded.map_err(|_| Undecoded::Bad)?;
+    Ok(block)
 }

@@ -209,7 +209,7 @@ impl KvCache {
             } else {
                 INT4_PRICE
             };
-            let price = share * self.costs.recompute.of(1);
+            let price = share * self.costs.recompute.per_token_us;
             let bytes = codec.max_encoded_bytes(self.pool.block_bytes());
             (codec.level(), bytes, price)
         });
@@ -290,6 +290,7 @@ impl KvCache {
             bytes: block.charged_bytes(),
             hot_bytes: self.pool.charged_block_bytes(),
             tokens: info.tokens as u64,
+            before: (info.depth_blocks * self.pool.block_tokens()) as u64,
             uses_per_s: if is_in_use {
                 worth.uses_per_s.max(RUNNING_USES_PER_S)
             } else {
@@ -321,7 +322,9 @@ impl KvCache {
                     self.let_go(node, Held::Disk);
                 }
             }
-            Action::DropCopied => self.let_go(node, Held::Disk),
+            Action::DropCopied if self.is_stored(node) => self.let_go(node, Held::Disk),
+            // Its record went with its segment: it is weighed again, as one that is on no disk.
+            Action::DropCopied => self.forget_copy(node),
             Action::Drop => {
                 self.stats.dropped_blocks += 1;
                 if self.tree.evict(node).is_some() {
@@ -330,6 +333,12 @@ impl KvCache {
                     self.let_go(node, Held::Gone);
                 }
             }
+        }
+    }
+
+    fn forget_copy(&mut self, node: NodeId) {
+        if let Some(entry) = self.tree.get_mut(node) {
+            entry.is_on_disk = false;
         }
     }
 

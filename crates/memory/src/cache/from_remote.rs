@@ -78,12 +78,12 @@ impl KvCache {
 
     /// How long to wait for so many blocks: no longer than computing them would take. `None` if the store was
     /// slower than that lately.
-    fn worth_waiting(&self, blocks: usize, now_ms: u64) -> Option<Duration> {
+    pub(super) fn worth_waiting(&self, blocks: usize, now_ms: u64) -> Option<Duration> {
         if blocks == 0 {
             return None;
         }
         let tokens = blocks * self.pool.block_tokens();
-        let anew_us = self.costs.recompute.of(tokens as u64);
+        let anew_us = self.costs.recompute.of(0, tokens as u64);
         let bytes = (blocks * self.pool.block_bytes()) as f64 * self.packed_ratio;
         let wait_us = self.costs.remote_read.of(bytes as u64);
         let was_asked_lately = self

@@ -33,7 +33,7 @@ struct Sequence {
 
 impl World {
     fn new(blocks: u64, storage: Option<Arc<FakeStorage>>) -> Self {
-        let budget = Budget::new((blocks + 2) * BLOCK_BYTES as u64);
+        let budget = Budget::new(u64::MAX);
         let pool = KvPool::new(&budget, BLOCK_BYTES, BLOCK_TOKENS);
         let fingerprint = Fingerprint::of_parts(&[("model", b"fake")]);
         let disk = storage.map(|storage| {
@@ -50,6 +50,8 @@ impl World {
         };
         let mut cache = KvCache::new(&pool, options).unwrap();
         cache.fix_costs();
+        // One block more for what is in flight.
+        budget.set_limit(budget.charged() + (blocks + 1) * BLOCK_BYTES as u64);
         Self {
             cache,
             exact: Namespace::new(&[1; 32], "t", &fingerprint),
@@ -245,7 +247,7 @@ fn a_level_that_is_asked_for_is_taken_at_once_and_shared() {
 fn lossy_blocks_go_to_disk_as_they_are_and_come_back_at_their_level() {
     let storage = Arc::new(FakeStorage::default());
     let mut world = World::new(100, Some(Arc::clone(&storage)));
-    world.cache.costs_mut().recompute.observe(1, 1e6);
+    world.cache.costs_mut().recompute.observe(1, 1, 1e6);
     let tokens = prompt(1, 400);
     let mut sequence = world.start(KvQuality::Small, &tokens, &mut []).unwrap();
     let blocks = sequence.table.sinkable_blocks();
@@ -268,7 +270,7 @@ fn lossy_blocks_go_to_disk_as_they_are_and_come_back_at_their_level() {
 #[test]
 fn balanced_blocks_sink_to_int4_when_they_are_cold_only() {
     let mut world = World::new(100, None);
-    world.cache.costs_mut().recompute.observe(1, 1e9);
+    world.cache.costs_mut().recompute.observe(1, 1, 1e9);
     let long = world.start(KvQuality::Balanced, &prompt(1, 400), &mut []);
     drop(long);
     let kv = world.kv_bytes();

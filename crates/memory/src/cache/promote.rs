@@ -22,6 +22,7 @@ impl KvCache {
             .full
             .iter()
             .take_while(usable)
+            .take_while(|&&node| self.is_worth_loading(node))
             .filter(|&&node| self.cost_of_promotion_us(node).is_some())
             .map(|&node| (node, block_tokens))
             .collect();
@@ -60,6 +61,15 @@ impl KvCache {
         }
         self.stats.promoted_blocks += promoted as u64;
         promoted > 0 && promoted < sunken.len()
+    }
+
+    /// Whether a block is up, or bringing it up takes no longer than computing it.
+    fn is_worth_loading(&self, node: NodeId) -> bool {
+        let (Some(us), Some(info)) = (self.cost_of_promotion_us(node), self.tree.info(node)) else {
+            return true;
+        };
+        let before = info.depth_blocks * self.pool.block_tokens();
+        us <= self.costs.recompute.of(before as u64, info.tokens as u64)
     }
 
     /// Expected time to bring a block up; none if it is up, or cannot be brought up from here.

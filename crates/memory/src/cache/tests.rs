@@ -23,8 +23,7 @@ impl World {
     }
 
     fn open(blocks: u64, disk: Option<Arc<FakeStorage>>, storage: Arc<FakeStorage>) -> Self {
-        let scratch = (Packed.max_encoded_bytes(BLOCK_BYTES) as u64).next_multiple_of(4096);
-        let budget = Budget::new(blocks * BLOCK_BYTES as u64 + scratch);
+        let budget = Budget::new(u64::MAX);
         let pool = KvPool::new(&budget, BLOCK_BYTES, BLOCK_TOKENS);
         let fingerprint = Fingerprint::of_parts(&[("model", b"fake")]);
         let disk = disk.map(|storage| {
@@ -38,8 +37,10 @@ impl World {
             disk,
             ..CacheOptions::new(fingerprint)
         };
+        let cache = KvCache::new(&pool, options).unwrap();
+        budget.set_limit(budget.charged() + blocks * BLOCK_BYTES as u64);
         Self {
-            cache: KvCache::new(&pool, options).unwrap(),
+            cache,
             tenant: Namespace::new(&[1; 32], "t", &fingerprint),
             budget,
             pool,
@@ -145,7 +146,7 @@ fn a_small_budget_serves_many_talks_by_dropping() {
 #[test]
 fn what_is_spilled_comes_back_and_survives_a_restart() {
     let mut world = World::new(12, true);
-    world.cache.costs_mut().recompute.observe(1, 1e6);
+    world.cache.costs_mut().recompute.observe(1, 1, 1e6);
     for round in 0..40 {
         world.run(&prompt(round % 6, 20)).unwrap();
     }
@@ -196,7 +197,7 @@ fn blocks_are_promoted_a_few_at_a_time_where_there_is_room() {
 #[test]
 fn damage_on_disk_costs_a_recomputation_only() {
     let mut world = World::new(8, true);
-    world.cache.costs_mut().recompute.observe(1, 1e6);
+    world.cache.costs_mut().recompute.observe(1, 1, 1e6);
     for round in 0..60u64 {
         world.run(&prompt(round as u32 % 5, 20)).unwrap();
         let files = world.storage.files().into_iter();
@@ -237,7 +238,7 @@ fn a_shrink_to_half_frees_at_once_and_loses_nothing_of_what_is_in_use() {
 #[test]
 fn packing_frees_bytes_while_nothing_is_granted() {
     let mut world = World::new(60, false);
-    world.cache.costs_mut().recompute.observe(1, 1e9);
+    world.cache.costs_mut().recompute.observe(1, 1, 1e9);
     for talk in 0..9 {
         world.run(&prompt(talk, 24)).unwrap();
     }

@@ -102,7 +102,8 @@ fn read_jobs(
     }
 }
 
-fn fetch(
+/// One block's payload, charged to the budget as I/O; `None` is a miss, or no room.
+pub(crate) fn fetch(
     store: &DiskStore,
     budget: &Budget,
     fingerprint: &Fingerprint,

@@ -10,6 +10,7 @@ fn block(id: u64) -> Candidate {
         bytes: MIB,
         hot_bytes: MIB,
         tokens: 32,
+        before: 0,
         uses_per_s: 0.01,
         is_on_disk: false,
         lowest: Level::Int8,

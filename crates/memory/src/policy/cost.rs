@@ -248,11 +248,11 @@ impl Policy for CostModel {
         if self.entries.contains_key(&id) {
             return self.touch(id, facts);
         }
-        let mut uses = 0;
+        let mut uses = facts.uses;
         if let Some(entry) = self.gone.remove(&id) {
             self.gone_order.remove(id);
             self.count(entry.class, facts.now.saturating_sub(entry.last_use), true);
-            uses = entry.uses + 1;
+            uses = uses.max(entry.uses.saturating_add(1));
         }
         let entry = Entry {
             class: class_of(uses, facts),
@@ -269,7 +269,7 @@ impl Policy for CostModel {
         };
         self.count(entry.class, facts.now.saturating_sub(entry.last_use), true);
         self.queues[entry.class].remove(id);
-        entry.uses = entry.uses.saturating_add(1);
+        entry.uses = entry.uses.saturating_add(1).max(facts.uses);
         entry.class = class_of(entry.uses, facts);
         entry.last_use = facts.now;
         entry.worth_per_byte = facts.way_back / facts.bytes.max(1) as f32;

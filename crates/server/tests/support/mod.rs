@@ -33,6 +33,7 @@ pub struct FakeDecoder {
     vocab_size: usize,
     logits: Vec<f32>,
     step: Duration,
+    token: Duration,
 }
 
 impl Decoder for FakeDecoder {
@@ -52,7 +53,8 @@ impl Decoder for FakeDecoder {
     }
 
     fn forward(&mut self, batch: &mut [SequenceChunk<'_>]) -> Result<&mut [f32], StepError> {
-        std::thread::sleep(self.step);
+        let tokens: usize = batch.iter().map(|chunk| chunk.tokens.len()).sum();
+        std::thread::sleep(self.step + self.token * tokens as u32);
         self.logits.clear();
         for chunk in batch.iter_mut() {
             let start = chunk.table.len_tokens();
@@ -81,8 +83,10 @@ impl Decoder for FakeDecoder {
 
 pub struct Setup {
     pub options: Options,
-    /// How long a step takes.
+    /// How long a step takes, beside its tokens.
     pub step: Duration,
+    /// How long a token takes: where nothing costs anything, nothing is worth keeping.
+    pub token: Duration,
     pub parallel: usize,
     pub blocks: u64,
     /// A folder for the disk level.
@@ -97,6 +101,7 @@ impl Default for Setup {
                 ..Options::default()
             },
             step: Duration::ZERO,
+            token: Duration::ZERO,
             parallel: 8,
             blocks: 1024,
             disk: None,
@@ -126,6 +131,7 @@ pub async fn serve(setup: Setup) -> Server {
         vocab_size: tokenizer.vocab_size(),
         logits: Vec::new(),
         step: setup.step,
+        token: setup.token,
     };
     let budget = Budget::new(1 << 40);
     let pool = KvPool::new(&budget, BLOCK_BYTES, BLOCK_TOKENS);

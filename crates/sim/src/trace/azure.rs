@@ -1,5 +1,6 @@
 //! Traces in the form of Azure's LLM inference traces (Patel et al., "Splitwise", ISCA 2024): CSV with the
-//! columns `TIMESTAMP`, `ContextTokens` and `GeneratedTokens`.
+//! columns `TIMESTAMP`, `ContextTokens` and `GeneratedTokens`, or three others in that order; times are dates, or
+//! seconds.
 //!
 //! They name no blocks, so nothing tells which request continues which. Either every prompt is one of its
 //! own, or turns are linked by a guess: a request continues the earlier one whose prompt and answer together
@@ -25,18 +26,29 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// From the file's first line; `None` if it is not of this form.
+    /// From the file's first line, which names the columns; `None` if it is not of this form.
     pub(super) fn of(header: &str) -> Option<Self> {
         let names: Vec<&str> = header.trim_start_matches('\u{feff}').split(',').collect();
+        if header.trim_start().starts_with('{') || names.len() < 3 {
+            return None;
+        }
         let at = |wanted: &str| names.iter().position(|name| name.trim() == wanted);
-        Some(Self {
-            time: at("TIMESTAMP")?,
-            input: at("ContextTokens")?,
-            output: at("GeneratedTokens")?,
-        })
+        let named = || {
+            Some(Self {
+                time: at("TIMESTAMP")?,
+                input: at("ContextTokens")?,
+                output: at("GeneratedTokens")?,
+            })
+        };
+        let in_order = Self {
+            time: 0,
+            input: 1,
+            output: 2,
+        };
+        Some(named().unwrap_or(in_order))
     }
 
-    /// One request without blocks; its time is in milliseconds since 1970.
+    /// One request without blocks; its time is in milliseconds since 1970, if the file tells dates.
     pub(super) fn parse(self, line: &str) -> Result<Request, String> {
         let fields: Vec<&str> = line.split(',').collect();
         let field = |at: usize| fields.get(at).copied().unwrap_or_default().trim();
@@ -47,7 +59,7 @@ impl Columns {
         Ok(Request {
             at_ms: time_ms(field(self.time)).ok_or_else(|| {
                 format!(
-                    "TIMESTAMP {:?} is not like 2023-11-16 18:15:46.680",
+                    "TIMESTAMP {:?} is not like 2023-11-16 18:15:46.680, nor seconds",
                     field(self.time)
                 )
             })?,
@@ -58,8 +70,14 @@ impl Columns {
     }
 }
 
-/// Milliseconds since 1970 of `2023-11-16 18:15:46.6805900`, with or without a zone, which is taken as UTC.
+/// Milliseconds since 1970 of `2023-11-16 18:15:46.6805900`, with or without a zone, which is taken as UTC; or of
+/// plain seconds.
 fn time_ms(text: &str) -> Option<u64> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return (0.0..9e12)
+            .contains(&seconds)
+            .then_some((seconds * 1000.0) as u64);
+    }
     let (date, time) = text.split_once([' ', 'T'])?;
     let time = time.trim_end_matches('Z');
     let time = time.split_once('+').map_or(time, |(time, _)| time);
@@ -148,9 +166,12 @@ mod tests {
             Some(1_715_299_200_009)
         );
         assert_eq!(time_ms("2024-02-29T00:00:00Z"), Some(1_709_164_800_000));
+        assert_eq!(time_ms("1.5"), Some(1500));
         for bad in [
             "",
             "now",
+            "-1",
+            "NaN",
             "2023-11-16",
             "2023-13-01 00:00:00",
             "2023-11-16 25:00:00",
@@ -173,6 +194,13 @@ mod tests {
         );
         assert!(columns.parse("1,soon,1").unwrap_err().contains("TIMESTAMP"));
         assert!(Columns::of("TIMESTAMP,Tokens").is_none());
+        assert!(Columns::of(r#"{"timestamp": 1, "a": 2, "b": 3}"#).is_none());
+        let plain = Columns::of("seconds,in,out").unwrap();
+        let request = plain.parse("1.5, 10, 20").unwrap();
+        assert_eq!(
+            (request.at_ms, request.input_tokens, request.output_tokens),
+            (1500, 10, 20)
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is asked, and when: conversations that arrive at random, or as a trace says.
 
-use std::path::Path;
+use neap_sim::trace::Request;
 
 /// One conversation.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,73 +94,20 @@ impl Shape {
     }
 }
 
-/// Reads a trace: lines of JSON (`timestamp` in milliseconds, `input_length`, `output_length`, as Mooncake's traces
-/// have it) or of commas with a head (`TIMESTAMP,ContextTokens,GeneratedTokens`, as Azure's have it; or seconds).
-pub fn read_trace(path: &Path, speed: f64) -> Result<Vec<Conversation>, String> {
-    let text = std::fs::read_to_string(path).map_err(|why| format!("{}: {why}", path.display()))?;
-    let is_csv = path
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("csv"));
-    let skipped = usize::from(is_csv);
-    let mut rows = Vec::new();
-    for (number, line) in text.lines().enumerate().skip(skipped) {
-        if line.trim().is_empty() {
-            continue;
-        }
-        let row = if is_csv {
-            csv_row(line)
-        } else {
-            json_row(line)
-        };
-        rows.push(row.ok_or_else(|| {
-            format!(
-                "{}, line {}: not a time and two lengths",
-                path.display(),
-                number + 1
-            )
-        })?);
-    }
-    let first_s = rows.iter().map(|r| r.0).fold(f64::INFINITY, f64::min);
-    rows.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let conversations = rows
-        .into_iter()
-        .map(|(at_s, prompt_tokens, answer_tokens)| Conversation {
-            at_s: (at_s - first_s) / speed,
-            prefix: 0,
-            turns: vec![Turn {
-                prompt_tokens,
-                answer_tokens: answer_tokens.max(1),
-                pause_s: 0.0,
-            }],
-        });
-    Ok(conversations.collect())
-}
-
-fn json_row(line: &str) -> Option<(f64, usize, usize)> {
-    let row: serde_json::Value = serde_json::from_str(line).ok()?;
-    let length = |name: &str| usize::try_from(row.get(name)?.as_u64()?).ok();
-    let at_s = row.get("timestamp")?.as_f64()? / 1000.0;
-    Some((at_s, length("input_length")?, length("output_length")?))
-}
-
-fn csv_row(line: &str) -> Option<(f64, usize, usize)> {
-    let mut cells = line.split(',').map(str::trim);
-    let (at, input, output) = (cells.next()?, cells.next()?, cells.next()?);
-    let at_s = at.parse().ok().or_else(|| clock_s(at))?;
-    Some((at_s, input.parse().ok()?, output.parse().ok()?))
-}
-
-/// `2023-11-16 18:17:03.9799600`: seconds within its month, which is as long as traces are.
-fn clock_s(text: &str) -> Option<f64> {
-    let (date, time) = text.split_once([' ', 'T'])?;
-    let day: f64 = date.rsplit('-').next()?.parse().ok()?;
-    let mut parts = time.trim_end_matches('Z').split(':');
-    let (h, m, s): (f64, f64, f64) = (
-        parts.next()?.parse().ok()?,
-        parts.next()?.parse().ok()?,
-        parts.next()?.split('+').next()?.parse().ok()?,
-    );
-    Some(((day * 24.0 + h) * 60.0 + m) * 60.0 + s)
+/// What a trace says: every request is a conversation of one turn, `speed` times as fast as it was.
+pub fn of_trace(trace: &[Request], speed: f64) -> Vec<Conversation> {
+    let first_ms = trace.first().map_or(0, |request| request.at_ms);
+    let tokens = |tokens: u64| usize::try_from(tokens).unwrap_or(usize::MAX);
+    let conversation = |request: &Request| Conversation {
+        at_s: (request.at_ms - first_ms) as f64 / 1000.0 / speed,
+        prefix: 0,
+        turns: vec![Turn {
+            prompt_tokens: tokens(request.input_tokens),
+            answer_tokens: tokens(request.output_tokens).max(1),
+            pause_s: 0.0,
+        }],
+    };
+    trace.iter().map(conversation).collect()
 }
 
 /// Words that most vocabularies have as one token.
@@ -222,18 +169,17 @@ mod tests {
     }
 
     #[test]
-    fn reads_traces_of_both_kinds() {
-        let row = json_row(
-            r#"{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46]}"#,
-        );
-        assert_eq!(row, Some((27.482, 6955, 52)));
-        let azure = csv_row("2023-11-16 18:17:03.5,4808,10").unwrap();
-        assert_eq!(
-            azure,
-            (((16.0 * 24.0 + 18.0) * 60.0 + 17.0) * 60.0 + 3.5, 4808, 10)
-        );
-        assert_eq!(csv_row("1.5, 10, 20"), Some((1.5, 10, 20)));
-        assert_eq!(csv_row("x,1,2"), None);
-        assert_eq!(json_row("{}"), None);
+    fn a_trace_is_one_turn_for_each_request() {
+        let request = |at_ms, input_tokens, output_tokens| Request {
+            at_ms,
+            input_tokens,
+            output_tokens,
+            blocks: Vec::new(),
+        };
+        let trace = [request(27_000, 6955, 52), request(30_000, 10, 0)];
+        let made = of_trace(&trace, 2.0);
+        assert_eq!((made[0].at_s, made[1].at_s), (0.0, 1.5));
+        assert_eq!(made[0].turns[0].prompt_tokens, 6955);
+        assert_eq!(made[1].turns[0].answer_tokens, 1);
     }
 }
