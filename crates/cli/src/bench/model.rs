@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use neap_kernels::bench::read_peak;
 use neap_kernels::kv::{self, KvFormat};
+use neap_memory::resident::rss_bytes;
 use neap_memory::{Block, BlockTable, KvPool};
 use neap_model::decoder::{CpuDecoder, Decoder, LogitsWanted, SequenceChunk};
 use serde::Serialize;
@@ -153,11 +154,7 @@ impl Bench<'_> {
                 .flat_map(BlockTable::blocks)
                 .map(Block::charged_bytes)
                 .sum();
-            memory = (
-                kv_bytes,
-                budget.charged(),
-                neap_memory::resident::rss_bytes().unwrap_or(0),
-            );
+            memory = (kv_bytes, budget.charged(), rss_bytes().unwrap_or(0));
         }
         let median = middle(&mut speeds);
         let step_bytes = self.dense_bytes() + memory.0;
