@@ -9,8 +9,10 @@ use neap_memory::{KvQuality, Level};
 use crate::bytes;
 
 mod serve;
+mod tune;
 
 pub use serve::{BenchServeArgs, ServeArgs};
+pub use tune::TuneArgs;
 
 /// Runs language models inside a memory budget.
 #[derive(Debug, Parser)]
@@ -46,6 +48,10 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Turn texts into vectors: one JSON object for each, on standard output.
     Embed(EmbedArgs),
+    /// Teach a small model a task from examples, on the CPU: a LoRA adapter in PEFT's layout.
+    ///
+    /// Ctrl-C stores the run, and the same command goes on, also after a kill. `neap run --lora` takes the adapter.
+    Tune(TuneArgs),
     /// Measure speed and memory.
     #[command(subcommand)]
     Bench(BenchCommand),

@@ -241,7 +241,8 @@ pub fn tokenizer(source: &ModelSource) -> Result<Tokenizer, Failure> {
     Ok(Tokenizer::from_source(source)?)
 }
 
-fn template(source: &ModelSource, tokenizer: &Tokenizer) -> Result<ChatTemplate, Failure> {
+/// How a model writes conversations.
+pub fn template(source: &ModelSource, tokenizer: &Tokenizer) -> Result<ChatTemplate, Failure> {
     Ok(match source.chat_template()? {
         Some(template) => ChatTemplate::for_tokenizer(&template, tokenizer)?,
         None => ChatTemplate::fallback(tokenizer)?,

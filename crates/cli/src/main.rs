@@ -27,6 +27,7 @@ mod sampling;
 mod serve;
 mod shipped;
 mod sinker;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Embed(args) => embed::run(args),
+        Command::Tune(args) => tune::run(args),
         Command::Eval(command) => eval::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Memory(command) => memory::run(command),

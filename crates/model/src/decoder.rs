@@ -16,6 +16,7 @@ mod weights;
 use neap_kernels::WorkerPanic;
 use neap_memory::BlockTable;
 
+pub use angles::rope_table;
 pub use cpu::CpuDecoder;
 pub use levels::quantized_levels;
 pub use weights::{

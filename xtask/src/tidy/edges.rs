@@ -11,9 +11,12 @@ const EDGES: &[(&str, &[&str])] = &[
     ("engine", &["kernels", "memory", "model"]),
     ("server", &["engine", "memory", "model"]),
     ("sim", &["engine", "memory", "model"]),
+    ("tune", &["model", "memory", "kernels"]),
     (
         "cli",
-        &["server", "sim", "engine", "model", "memory", "kernels"],
+        &[
+            "server", "sim", "tune", "engine", "model", "memory", "kernels",
+        ],
     ),
 ];
 

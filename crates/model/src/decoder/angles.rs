@@ -5,7 +5,10 @@ use neap_kernels::rope::{self, RopeError, RopeParams, RopeTable};
 use crate::config::{ModelConfig, RopeConfig, RopeLayout, RopeScaling};
 
 /// The table of the frequencies of one of a model's rotary embeddings.
-pub(super) fn rope_table(config: &ModelConfig, rope: &RopeConfig) -> Result<RopeTable, RopeError> {
+///
+/// # Errors
+/// If its parameters make none.
+pub fn rope_table(config: &ModelConfig, rope: &RopeConfig) -> Result<RopeTable, RopeError> {
     if !config.layer_kinds.iter().any(|kind| kind.rope) {
         // No layer turns anything.
         return RopeTable::new(&RopeParams {
