@@ -1,112 +1,251 @@
-//! A client for the paths of a running server that speak JSON.
+//! As much of HTTP/1.1 as a load generator needs: one request on a connection, the answer line by line.
 
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use serde_json::Value;
-use ureq::Agent;
-use ureq::http::Response;
+/// Bytes of a line, or of a head, at most.
+const MAX_LINE_BYTES: u64 = 16 << 20;
 
-use crate::failure::Failure;
-
-/// Longest answer that is read.
-const MAX_ANSWER_BYTES: u64 = 16 << 20;
-/// Time for one question, from connecting to the last byte of the answer.
-const TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A server by its address, and the key to say with every question.
-pub struct Client {
-    agent: Agent,
-    url: String,
-    admin_key: Option<String>,
+/// A server, as `http://HOST[:PORT][/PATH]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    authority: String,
+    address: String,
+    path: String,
+    key: Option<String>,
+    timeout: Duration,
 }
 
-impl Client {
-    /// Connects to nothing yet.
-    pub fn new(url: &str, admin_key: Option<&str>) -> Result<Self, Failure> {
-        if url.starts_with("https:") {
-            return Err(Failure::new(format!(
-                "{url}: this command does not speak https; go to another machine by \
-                 `ssh -L 8080:localhost:8080 HOST` and give --url http://localhost:8080"
-            )));
+impl Target {
+    /// Reads a URL; a `/v1` at its end is left out, since every path begins with it anyway.
+    pub fn parse(url: &str, key: Option<String>, timeout: Duration) -> Result<Self, String> {
+        let rest = url.strip_prefix("http://").ok_or_else(|| {
+            format!("{url:?} is no http:// address: TLS is not spoken, measure without it or through a proxy")
+        })?;
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        if authority.is_empty() {
+            return Err(format!("{url:?} names no host"));
         }
-        let url = if url.contains("://") {
-            url.to_owned()
-        } else {
-            format!("http://{url}")
-        };
-        let config = Agent::config_builder()
-            .timeout_global(Some(TIMEOUT))
-            .http_status_as_error(false)
-            // The environment's proxies are not asked: flags are the only configuration.
-            .proxy(None)
-            .build();
+        let path = path.trim_end_matches('/');
+        let path = path
+            .strip_suffix("v1")
+            .unwrap_or(path)
+            .trim_end_matches('/');
+        let has_port = authority
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         Ok(Self {
-            agent: config.into(),
-            url: url.trim_end_matches('/').to_owned(),
-            admin_key: admin_key.map(str::to_owned),
+            authority: authority.to_owned(),
+            address: match has_port {
+                true => authority.to_owned(),
+                false => format!("{authority}:80"),
+            },
+            path: match path {
+                "" => String::new(),
+                path => format!("/{path}"),
+            },
+            key,
+            timeout,
         })
     }
 
-    /// The server's address.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    pub fn get(&self, path: &str) -> Result<Value, Failure> {
-        let mut request = self.agent.get(format!("{}{path}", self.url));
-        if let Some(key) = &self.admin_key {
-            request = request.header("authorization", format!("Bearer {key}"));
+    /// Sends a request; the answer's head has come when this returns.
+    pub fn send(&self, method: &str, path: &str, body: Option<&str>) -> io::Result<Answer> {
+        let mut addresses = self.address.to_socket_addrs()?;
+        let address = addresses
+            .next()
+            .ok_or_else(|| io::Error::other(format!("{} has no address", self.address)))?;
+        let mut stream = TcpStream::connect_timeout(&address, self.timeout)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(self.timeout))?;
+        stream.set_write_timeout(Some(self.timeout))?;
+        let mut head = format!(
+            "{method} {}{path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nAccept: */*\r\n",
+            self.path, self.authority
+        );
+        if let Some(key) = &self.key {
+            head.push_str(&format!("Authorization: Bearer {key}\r\n"));
         }
-        self.answer(request.call())
+        let body = body.unwrap_or_default();
+        head.push_str(&format!(
+            "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        ));
+        stream.write_all(head.as_bytes())?;
+        stream.write_all(body.as_bytes())?;
+        Answer::begin(BufReader::new(Box::new(stream)))
     }
 
-    pub fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        let mut request = self.agent.put(format!("{}{path}", self.url));
-        if let Some(key) = &self.admin_key {
-            request = request.header("authorization", format!("Bearer {key}"));
-        }
-        let request = request.header("content-type", "application/json");
-        self.answer(request.send(body.to_string()))
+    /// The whole answer to a request, whatever its status.
+    pub fn whole(&self, method: &str, path: &str, body: Option<&str>) -> io::Result<(u16, String)> {
+        let mut answer = self.send(method, path, body)?;
+        let status = answer.status;
+        Ok((status, answer.rest()?))
     }
+}
 
-    fn answer(&self, got: Result<Response<ureq::Body>, ureq::Error>) -> Result<Value, Failure> {
-        let mut response = got.map_err(|why| self.unreachable(&why))?;
-        let status = response.status().as_u16();
-        let body = response
-            .body_mut()
-            .with_config()
-            .limit(MAX_ANSWER_BYTES)
-            .read_to_vec()
-            .map_err(|why| self.unreachable(&why))?;
-        let value: Result<Value, _> = serde_json::from_slice(&body);
-        match (status, value) {
-            (200, Ok(value)) => Ok(value),
-            (200, Err(_)) => Err(Failure::new(format!(
-                "what answers at {} is no neap server: its answer is not JSON",
-                self.url
-            ))),
-            (_, value) => Err(self.refused(status, &value.unwrap_or_default())),
-        }
-    }
+enum Body {
+    /// Bytes of the present chunk that are left.
+    Chunked(u64),
+    Sized(u64),
+    ToEnd,
+}
 
-    fn unreachable(&self, why: &ureq::Error) -> Failure {
-        let url = &self.url;
-        Failure::new(format!(
-            "no server answers at {url}: {why}; start one with `neap serve`, or give its address by --url"
-        ))
-    }
+/// An answer that is being read.
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    reader: BufReader<Box<dyn Read>>,
+    body: Body,
+}
 
-    fn refused(&self, status: u16, answer: &Value) -> Failure {
-        let url = &self.url;
-        let said = answer["error"]["message"].as_str();
-        let said = said.map_or_else(|| format!("status {status}"), str::to_owned);
-        let advice = match status {
-            401 | 403 => {
-                "; give the key that the server was started with by --admin-key, or run this on its machine"
+fn malformed(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("not HTTP/1.1: {what}"))
+}
+
+impl Answer {
+    fn begin(mut reader: BufReader<Box<dyn Read>>) -> io::Result<Self> {
+        let first = line(&mut reader)?.ok_or_else(|| malformed("no answer"))?;
+        let status = first.split(' ').nth(1).and_then(|s| s.parse().ok());
+        let status = status.ok_or_else(|| malformed("no status"))?;
+        let mut body = Body::ToEnd;
+        loop {
+            let header = line(&mut reader)?.ok_or_else(|| malformed("the head is cut off"))?;
+            if header.is_empty() {
+                break;
             }
-            404 | 405 => "; is that a neap server of this version?",
-            _ => "",
+            let Some((name, value)) = header.split_once(':') else {
+                continue;
+            };
+            let value = value.trim();
+            if name.eq_ignore_ascii_case("content-length") {
+                let bytes = value.parse().map_err(|_| malformed("Content-Length"))?;
+                body = Body::Sized(bytes);
+            } else if name.eq_ignore_ascii_case("transfer-encoding")
+                && value.eq_ignore_ascii_case("chunked")
+            {
+                body = Body::Chunked(0);
+            }
+        }
+        Ok(Self {
+            status,
+            reader,
+            body,
+        })
+    }
+
+    /// The next line of the body, without its end; `None` at the end.
+    pub fn next_line(&mut self) -> io::Result<Option<String>> {
+        let mut text = Vec::new();
+        loop {
+            let mut byte = [0];
+            if self.read(&mut byte)? == 0 {
+                break;
+            }
+            if byte[0] == b'\n' {
+                return Ok(Some(utf8(text)));
+            }
+            text.push(byte[0]);
+            if text.len() as u64 > MAX_LINE_BYTES {
+                return Err(malformed("a line is too long"));
+            }
+        }
+        Ok((!text.is_empty()).then(|| utf8(text)))
+    }
+
+    /// Everything that is left.
+    pub fn rest(&mut self) -> io::Result<String> {
+        let mut text = Vec::new();
+        self.take(MAX_LINE_BYTES).read_to_end(&mut text)?;
+        Ok(utf8(text))
+    }
+}
+
+impl Read for Answer {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let left = match &mut self.body {
+            Body::ToEnd => u64::MAX,
+            Body::Sized(left) => *left,
+            Body::Chunked(left) => {
+                if *left == 0 {
+                    let mut size = line(&mut self.reader)?.unwrap_or_default();
+                    if size.is_empty() {
+                        // The end of the chunk before.
+                        size = line(&mut self.reader)?.unwrap_or_default();
+                    }
+                    let digits = size.split(';').next().unwrap_or_default().trim();
+                    *left = u64::from_str_radix(digits, 16).map_err(|_| malformed("a chunk"))?;
+                    if *left == 0 {
+                        self.body = Body::Sized(0);
+                        return Ok(0);
+                    }
+                }
+                *left
+            }
         };
-        Failure::new(format!("{url}: {said}{advice}"))
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(out.len());
+        let read = self.reader.read(&mut out[..most])?;
+        match &mut self.body {
+            Body::ToEnd => {}
+            Body::Sized(left) | Body::Chunked(left) => *left -= read as u64,
+        }
+        Ok(read)
+    }
+}
+
+fn utf8(mut bytes: Vec<u8>) -> String {
+    if bytes.last() == Some(&b'\r') {
+        bytes.pop();
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A line of the head.
+fn line(reader: &mut impl BufRead) -> io::Result<Option<String>> {
+    let mut bytes = Vec::new();
+    reader.take(MAX_LINE_BYTES).read_until(b'\n', &mut bytes)?;
+    if bytes.pop().is_none() {
+        return Ok(None);
+    }
+    Ok(Some(utf8(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(text: &'static str) -> Answer {
+        Answer::begin(BufReader::new(Box::new(text.as_bytes()))).unwrap()
+    }
+
+    #[test]
+    fn reads_addresses() {
+        let target = |url| Target::parse(url, None, Duration::from_secs(1));
+        let a = target("http://localhost:8080").unwrap();
+        assert_eq!(a, target("http://localhost:8080/v1/").unwrap());
+        assert_eq!(
+            (a.address.as_str(), a.path.as_str()),
+            ("localhost:8080", "")
+        );
+        let b = target("http://h/api/v1").unwrap();
+        assert_eq!((b.address.as_str(), b.path.as_str()), ("h:80", "/api"));
+        assert!(target("https://h").is_err() && target("http://").is_err());
+    }
+
+    #[test]
+    fn reads_bodies_of_every_kind() {
+        let mut chunked = answer(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nab\nc\r\n3;x=y\r\nd\ne\r\n0\r\n\r\n",
+        );
+        let mut lines = Vec::new();
+        while let Some(line) = chunked.next_line().unwrap() {
+            lines.push(line);
+        }
+        assert_eq!(lines, ["ab", "cd", "e"]);
+        let mut sized = answer("HTTP/1.1 404 No\r\nContent-Length: 3\r\n\r\nabcdef");
+        assert_eq!((sized.status, sized.rest().unwrap().as_str()), (404, "abc"));
+        let mut to_end = answer("HTTP/1.1 200 OK\r\n\r\nall");
+        assert_eq!(to_end.rest().unwrap(), "all");
     }
 }

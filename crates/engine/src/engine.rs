@@ -327,6 +327,28 @@ impl<D: Decoder> Engine<D> {
         self.balance_weights(0);
     }
 
+    /// Gives back about `bytes` of the prefix cache without losing any of it: to disk, or packed where there is none.
+    /// For an engine that has had nothing to do for a while; 0 when nothing more can be given.
+    pub fn sink_unused(&mut self, bytes: u64, now_ms: u64) -> u64 {
+        self.now_ms = now_ms;
+        self.cache.sink_unused(bytes, now_ms)
+    }
+
+    /// Holds as little as it can: cached blocks go to disk, or are let go of where there is none, weights are read
+    /// from their file at each use. For an idle engine whose place another is to take; one that goes on takes its
+    /// weights back by and by.
+    pub fn make_way(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.clear_cache();
+        self.release_weights(u64::MAX);
+    }
+
+    /// Changes [`EngineConfig::step_ms`].
+    pub fn set_step_ms(&mut self, step_ms: Option<u64>) {
+        self.config.step_ms = step_ms;
+        self.pace.set_target(step_ms);
+    }
+
     /// Computes one batch and gives what came of it. An idle engine gives nothing. `now_ms` is the
     /// caller's clock: it never falls, and only differences count.
     pub fn step(&mut self, now_ms: u64) -> Vec<Event> {

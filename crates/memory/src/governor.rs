@@ -310,6 +310,8 @@ pub enum Occasion {
     SoftMark,
     /// The limit was lowered.
     Shrink,
+    /// Nothing has run for a while.
+    Idle,
 }
 
 /// One entry of the decision log.

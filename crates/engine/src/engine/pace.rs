@@ -25,6 +25,11 @@ impl Pace {
         }
     }
 
+    /// Another limit from now on; what was measured still holds.
+    pub fn set_target(&mut self, target_ms: Option<u64>) {
+        self.target_ms = target_ms;
+    }
+
     /// A step begins now: the one before has ended.
     pub fn begin(&mut self, now_ms: u64) {
         let Some((began_ms, tokens)) = self.running.take() else {
@@ -85,6 +90,10 @@ mod tests {
         }
         assert_eq!(pace.limit(512), 512);
         assert_eq!(pace.limit(8), 8);
+        pace.set_target(None);
+        assert_eq!(pace.limit(9000), 9000);
+        pace.set_target(Some(1));
+        assert_eq!(pace.limit(512), 32, "what was measured still holds");
     }
 
     #[test]

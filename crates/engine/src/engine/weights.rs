@@ -46,7 +46,7 @@ impl<D: Decoder> Engine<D> {
         self.budget.available() >= block_bytes
     }
 
-    fn release_weights(&mut self, bytes: u64) {
+    pub(super) fn release_weights(&mut self, bytes: u64) {
         let freed = self.decoder.release_weights(bytes);
         if freed > 0 {
             self.weights_released_ms = Some(self.now_ms);

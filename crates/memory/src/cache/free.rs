@@ -38,6 +38,8 @@ pub(super) enum Scope {
     All,
     /// Running ones only.
     Running,
+    /// Those that no table uses, as far as nothing is lost by it.
+    Lossless,
 }
 
 /// What is expected of a node, as far as it was weighed.
@@ -81,6 +83,13 @@ impl KvCache {
         self.free_within(Scope::All, (bytes, occasion), now_ms, running)
     }
 
+    /// Frees about `bytes` of cached blocks that no table uses without losing any: writes them to disk, or packs
+    /// them where there is none. For times without work; returns the bytes given back, 0 when nothing more can be.
+    pub fn sink_unused(&mut self, bytes: u64, now_ms: u64) -> u64 {
+        let why = (bytes, Occasion::Idle);
+        self.free_within(Scope::Lossless, why, now_ms, &mut [])
+    }
+
     pub(super) fn free_within(
         &mut self,
         scope: Scope,
@@ -94,7 +103,11 @@ impl KvCache {
         let mut running = Running::new(running);
         // What the first round could not carry out (a block that does not pack, or not as well as others), the
         // second writes to disk, and what that could not (a full disk, or none) the third lets go of.
-        for may in [May::Sink, May::Spill, May::Drop] {
+        let rounds = match scope {
+            Scope::Lossless => &[May::Sink, May::Spill][..],
+            Scope::All | Scope::Running => &[May::Sink, May::Spill, May::Drop],
+        };
+        for &may in rounds {
             for _ in 0..self.samples(scope) {
                 let missing = bytes.saturating_sub(freed(&budget));
                 if missing == 0 {
@@ -180,14 +193,17 @@ impl KvCache {
         let candidates = nodes
             .iter()
             .filter_map(|&node| self.candidate(node, worth.get(&node)?, now_ms, running))
-            .filter(|candidate| scope == Scope::All || candidate.is_in_use);
+            .filter(|candidate| scope != Scope::Running || candidate.is_in_use)
+            .map(|candidate| Candidate {
+                may_drop: candidate.may_drop && scope != Scope::Lossless,
+                ..candidate
+            });
         Situation {
             bytes_to_free,
             candidates: candidates.collect(),
-            sinks: if may == May::Sink {
-                self.sinks()
-            } else {
-                Vec::new()
+            sinks: match may {
+                May::Sink => self.sinks(scope),
+                May::Spill | May::Drop => Vec::new(),
             },
             disk_room: if spills { u64::MAX / 2 } else { 0 },
             costs: self.costs,
@@ -196,7 +212,7 @@ impl KvCache {
     }
 
     /// Levels in RAM that take fewer pages than a hot block.
-    fn sinks(&self) -> Vec<Sink> {
+    fn sinks(&self, scope: Scope) -> Vec<Sink> {
         let hot_bytes = self.pool.charged_block_bytes();
         let packed_bytes = (hot_bytes as f64 * self.packed_ratio) as usize;
         let packed = self
@@ -229,7 +245,7 @@ impl KvCache {
         };
         packed
             .into_iter()
-            .chain(quantized)
+            .chain(quantized.filter(|_| scope != Scope::Lossless))
             .filter_map(sink)
             .collect()
     }

@@ -195,6 +195,37 @@ fn blocks_are_promoted_a_few_at_a_time_where_there_is_room() {
 }
 
 #[test]
+fn an_idle_cache_gives_memory_back_and_loses_nothing() {
+    for with_disk in [false, true] {
+        let mut world = World::new(100, with_disk);
+        for talk in 0..5 {
+            world.run(&prompt(talk, 40)).unwrap();
+        }
+        let before = world.pool.stats().held_bytes;
+        let mut slices = 0;
+        while world
+            .cache
+            .sink_unused(4 * BLOCK_BYTES as u64, world.now_ms)
+            > 0
+        {
+            slices += 1;
+            assert!(slices < 100);
+        }
+        assert!(slices > 1, "a little at a time");
+        let after = world.pool.stats().held_bytes;
+        if with_disk {
+            assert_eq!(after, 0);
+        } else {
+            assert!(after < before, "{after} of {before}");
+        }
+        assert_eq!(world.cache.stats().dropped_blocks, 0);
+        for talk in 0..5 {
+            assert_eq!(world.run(&prompt(talk, 40)).unwrap(), 39);
+        }
+    }
+}
+
+#[test]
 fn damage_on_disk_costs_a_recomputation_only() {
     let mut world = World::new(8, true);
     world.cache.costs_mut().recompute.observe(1, 1, 1e6);

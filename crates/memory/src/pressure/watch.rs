@@ -102,6 +102,12 @@ impl Watch {
         })
     }
 
+    /// What the operator allows.
+    #[must_use]
+    pub fn operator_limit(&self) -> u64 {
+        self.shared.operator_limit.load(Ordering::Relaxed)
+    }
+
     /// Sets what the operator allows; followed within one reading.
     pub fn set_operator_limit(&self, bytes: u64) {
         self.shared.operator_limit.store(bytes, Ordering::Relaxed);
