@@ -2,7 +2,7 @@
 """Drives a running server with the official `openai` package.
 
     neap serve --port 8080 &
-    python3 crates/server/tests/openai_client.py http://127.0.0.1:8080/v1
+    python3 bench/clients/openai_client.py http://127.0.0.1:8080/v1
 
 Skips with a message where the package is not installed.
 """
@@ -277,8 +277,23 @@ def cancelled():
     events.close()
 
 
+def embeddings():
+    served = client.models.list().data
+    if len(served) < 2:
+        try:
+            client.embeddings.create(model=MODEL, input="x")
+            raise AssertionError("a vector without a model for it")
+        except openai.NotFoundError:
+            return
+    ask = {"model": served[1].id, "input": ["the sea", "the moon"]}
+    made = client.embeddings.create(**ask)
+    assert [d.index for d in made.data] == [0, 1] and made.usage.total_tokens > 0
+    assert abs(sum(x * x for x in made.data[0].embedding) - 1) < 1e-3
+    assert len(client.embeddings.create(dimensions=16, **ask).data[0].embedding) == 16
+
+
 CHECKS = [models, answer, stream, stream_helper, choices, logprobs, stop, bias, completions, errors]
-CHECKS += [schema, parsed, tools, responses, responses_stream, responses_forms, named, deadline, cancelled]
+CHECKS += [schema, parsed, tools, responses, responses_stream, responses_forms, named, deadline, cancelled, embeddings]
 for check in CHECKS:
     check()
     print("ok", check.__name__)

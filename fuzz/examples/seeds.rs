@@ -49,7 +49,8 @@ fn main() -> std::io::Result<()> {
             &folder(&tiny, scaled),
         )?;
     }
-    requests()
+    requests()?;
+    answers()
 }
 
 /// A body for each path, with what makes reading it most work.
@@ -90,6 +91,27 @@ fn requests() -> std::io::Result<()> {
     for (which, body) in [chat, completion, response].iter().enumerate() {
         let bytes = [&[which as u8], body.to_string().as_bytes()].concat();
         write("request", &which.to_string(), &bytes)?;
+    }
+    Ok(())
+}
+
+/// Calls in every form, cut into pieces, as answers to every question.
+fn answers() -> std::io::Result<()> {
+    let said = [
+        "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"q\": \"x\"}}\n</tool_call>",
+        "{\"tool_calls\": [{\"name\": \"f\", \"arguments\": {\"q\": \"}\"}}, {\"name\": \"f\", \"arguments\": {}}]}",
+        "{\"name\": \"f\", \"parameters\": {\"q\": \"\\\"\"}}",
+        "once upon\n\ndata: a time",
+    ];
+    for which in 0..8_u8 {
+        for (index, text) in said.iter().enumerate() {
+            let mut bytes = vec![which];
+            for piece in text.as_bytes().chunks(3 + index) {
+                bytes.extend_from_slice(piece);
+                bytes.push(0xFF);
+            }
+            write("answer", &format!("{which}-{index}"), &bytes)?;
+        }
     }
     Ok(())
 }

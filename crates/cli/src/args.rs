@@ -11,7 +11,7 @@ use crate::bytes;
 mod serve;
 mod tune;
 
-pub use serve::{BenchServeArgs, ServeArgs};
+pub use serve::{BenchLoadArgs, BenchServeArgs, ServeArgs};
 pub use tune::TuneArgs;
 
 /// Runs language models inside a memory budget.
@@ -81,7 +81,7 @@ pub struct ManArgs {
 }
 
 /// The model and what it may use.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Args)]
 pub struct ModelArgs {
     /// A GGUF file or a Hugging Face folder; the small model inside neap if left out.
     #[arg(short, long, value_name = "PATH")]
@@ -202,7 +202,7 @@ pub struct SamplingArgs {
 }
 
 /// A store of keys and values that several processes share.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Args)]
 pub struct RemoteArgs {
     /// A folder that several processes see (a path, or file:///PATH): what one computed, the others need not.
     ///
@@ -458,6 +458,11 @@ pub enum BenchCommand {
     ///
     /// Requests are sent when they are due, however slow the answers are. Goodput counts those that kept both goals.
     Serve(serve::BenchServeArgs),
+    /// Load a Neap server with clients that behave badly while its budget falls and rises, and check that nothing
+    /// that was admitted fails, answers differ by nothing, memory does not grow and no block is lost.
+    ///
+    /// First the server's capacity is measured with clients that behave.
+    Load(serve::BenchLoadArgs),
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 
 mod disk;
 mod kernels;
+mod load;
 mod model;
 mod restore;
 mod serve;
@@ -21,5 +22,6 @@ pub fn run(command: &BenchCommand) -> Result<(), Failure> {
         BenchCommand::Restore(args) => restore::run(args),
         BenchCommand::Disk(args) => disk::run(args),
         BenchCommand::Serve(args) => serve::run(args),
+        BenchCommand::Load(args) => load::run(args),
     }
 }

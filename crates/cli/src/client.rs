@@ -1,23 +1,20 @@
 //! A client for the paths of a running server that speak JSON.
 
+use std::io;
 use std::time::Duration;
 
 use serde_json::Value;
-use ureq::Agent;
-use ureq::http::Response;
 
 use crate::failure::Failure;
+use crate::http::Target;
 
-/// Longest answer that is read.
-const MAX_ANSWER_BYTES: u64 = 16 << 20;
-/// Time for one question, from connecting to the last byte of the answer.
+/// Time for each step of a question: connecting, sending, and each piece of the answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A server by its address, and the key to say with every question.
 pub struct Client {
-    agent: Agent,
+    target: Target,
     url: String,
-    admin_key: Option<String>,
 }
 
 impl Client {
@@ -34,16 +31,11 @@ impl Client {
         } else {
             format!("http://{url}")
         };
-        let config = Agent::config_builder()
-            .timeout_global(Some(TIMEOUT))
-            .http_status_as_error(false)
-            // The environment's proxies are not asked: flags are the only configuration.
-            .proxy(None)
-            .build();
+        let url = url.trim_end_matches('/').to_owned();
+        let key = admin_key.map(str::to_owned);
         Ok(Self {
-            agent: config.into(),
-            url: url.trim_end_matches('/').to_owned(),
-            admin_key: admin_key.map(str::to_owned),
+            target: Target::parse(&url, key, TIMEOUT).map_err(Failure::new)?,
+            url,
         })
     }
 
@@ -53,32 +45,16 @@ impl Client {
     }
 
     pub fn get(&self, path: &str) -> Result<Value, Failure> {
-        let mut request = self.agent.get(format!("{}{path}", self.url));
-        if let Some(key) = &self.admin_key {
-            request = request.header("authorization", format!("Bearer {key}"));
-        }
-        self.answer(request.call())
+        self.answer(self.target.whole("GET", path, None))
     }
 
     pub fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        let mut request = self.agent.put(format!("{}{path}", self.url));
-        if let Some(key) = &self.admin_key {
-            request = request.header("authorization", format!("Bearer {key}"));
-        }
-        let request = request.header("content-type", "application/json");
-        self.answer(request.send(body.to_string()))
+        self.answer(self.target.whole("PUT", path, Some(&body.to_string())))
     }
 
-    fn answer(&self, got: Result<Response<ureq::Body>, ureq::Error>) -> Result<Value, Failure> {
-        let mut response = got.map_err(|why| self.unreachable(&why))?;
-        let status = response.status().as_u16();
-        let body = response
-            .body_mut()
-            .with_config()
-            .limit(MAX_ANSWER_BYTES)
-            .read_to_vec()
-            .map_err(|why| self.unreachable(&why))?;
-        let value: Result<Value, _> = serde_json::from_slice(&body);
+    fn answer(&self, got: io::Result<(u16, String)>) -> Result<Value, Failure> {
+        let (status, body) = got.map_err(|why| self.unreachable(&why))?;
+        let value: Result<Value, _> = serde_json::from_str(&body);
         match (status, value) {
             (200, Ok(value)) => Ok(value),
             (200, Err(_)) => Err(Failure::new(format!(
@@ -89,7 +65,7 @@ impl Client {
         }
     }
 
-    fn unreachable(&self, why: &ureq::Error) -> Failure {
+    fn unreachable(&self, why: &io::Error) -> Failure {
         let url = &self.url;
         Failure::new(format!(
             "no server answers at {url}: {why}; start one with `neap serve`, or give its address by --url"

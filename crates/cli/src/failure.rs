@@ -28,6 +28,11 @@ impl Failure {
         }
     }
 
+    /// What happened and what to do.
+    pub fn into_message(self) -> String {
+        self.message.unwrap_or_else(|| "interrupted".to_owned())
+    }
+
     /// Prints the message and gives the exit code.
     pub fn report(self) -> ExitCode {
         if let Some(message) = self.message {

@@ -1,4 +1,4 @@
-//! As much of HTTP/1.1 as a load generator needs: one request on a connection, the answer line by line.
+//! As much of HTTP/1.1 as this program's clients need: one request on a connection, the answer line by line.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -21,11 +21,19 @@ impl Target {
     /// Reads a URL; a `/v1` at its end is left out, since every path begins with it anyway.
     pub fn parse(url: &str, key: Option<String>, timeout: Duration) -> Result<Self, String> {
         let rest = url.strip_prefix("http://").ok_or_else(|| {
-            format!("{url:?} is no http:// address: TLS is not spoken, measure without it or through a proxy")
+            format!(
+                "{url:?} is no http:// address; TLS is not spoken: go without it or through a proxy"
+            )
         })?;
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         if authority.is_empty() {
             return Err(format!("{url:?} names no host"));
+        }
+        if key
+            .as_ref()
+            .is_some_and(|key| key.chars().any(char::is_control))
+        {
+            return Err("the key must not hold control characters".to_owned());
         }
         let path = path.trim_end_matches('/');
         let path = path
@@ -50,16 +58,22 @@ impl Target {
         })
     }
 
-    /// Sends a request; the answer's head has come when this returns.
-    pub fn send(&self, method: &str, path: &str, body: Option<&str>) -> io::Result<Answer> {
+    /// A connection on which nothing has been said.
+    pub fn connect(&self) -> io::Result<TcpStream> {
         let mut addresses = self.address.to_socket_addrs()?;
         let address = addresses
             .next()
             .ok_or_else(|| io::Error::other(format!("{} has no address", self.address)))?;
-        let mut stream = TcpStream::connect_timeout(&address, self.timeout)?;
+        let stream = TcpStream::connect_timeout(&address, self.timeout)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(self.timeout))?;
         stream.set_write_timeout(Some(self.timeout))?;
+        Ok(stream)
+    }
+
+    /// Sends a request; the answer's head has come when this returns.
+    pub fn send(&self, method: &str, path: &str, body: Option<&str>) -> io::Result<Answer> {
+        let mut stream = self.connect()?;
         let mut head = format!(
             "{method} {}{path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nAccept: */*\r\n",
             self.path, self.authority
@@ -231,6 +245,8 @@ mod tests {
         let b = target("http://h/api/v1").unwrap();
         assert_eq!((b.address.as_str(), b.path.as_str()), ("h:80", "/api"));
         assert!(target("https://h").is_err() && target("http://").is_err());
+        let key = Some("a\r\nX: y".to_owned());
+        assert!(Target::parse("http://h", key, Duration::from_secs(1)).is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use neap_engine::{Engine, EngineConfig};
+use neap_kernels::kv::KvLayout;
 use neap_kernels::{Isa, ThreadPool, pool};
 use neap_memory::cache::{CacheOptions, KvCache};
 use neap_memory::disk::DiskStore;
@@ -57,8 +58,11 @@ pub struct Loaded {
     _pressure: Watch,
 }
 
+/// A model by name, opened and not loaded.
+pub type Opened = (String, Arc<ModelSource>);
+
 /// Opens the model that `args` name, or the shipped one, with the context that they ask for.
-fn open(args: &ModelArgs) -> Result<(String, Arc<ModelSource>), Failure> {
+fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     let (name, mut source) = match &args.model {
         Some(path) => (path.display().to_string(), ModelSource::open(path)?),
         None => (shipped::NAME.to_owned(), shipped::source()?),
@@ -80,64 +84,106 @@ fn open(args: &ModelArgs) -> Result<(String, Arc<ModelSource>), Failure> {
     Ok((name, Arc::new(source)))
 }
 
-/// Loads weights and reserves scratch for `sequences` at once.
-pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> {
+/// Opens a model that writes, in as far as `limit_bytes` can ever hold it.
+pub fn open_writer(
+    args: &ModelArgs,
+    sequences: usize,
+    limit_bytes: u64,
+) -> Result<Opened, Failure> {
     let (name, source) = open(args)?;
     if !source.config().has_output {
         return Err(Failure::new(format!(
             "{name} is an encoder, which writes no text: use neap embed"
         )));
     }
-    load_source(args, (name, source), sequences, new_budget(args))
+    let needs = Needs::of(args, &source, sequences)?;
+    check_least(&source, limit_bytes, needs.reserve_bytes)?;
+    Ok((name, source))
 }
 
-fn new_budget(args: &ModelArgs) -> Budget {
-    let limit = args
-        .memory
-        .unwrap_or_else(|| neap_memory::default_budget().bytes);
-    Budget::new(limit)
+/// Loads weights and reserves scratch for `sequences` at once.
+pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> {
+    let budget = Budget::new(limit_bytes(args));
+    let opened = open_writer(args, sequences, budget.limit())?;
+    load_opened(args, opened, sequences, &budget)
+}
+
+/// The budget that `args` ask for, or what the machine leaves.
+pub fn limit_bytes(args: &ModelArgs) -> u64 {
+    args.memory
+        .unwrap_or_else(|| neap_memory::default_budget().bytes)
 }
 
 /// Loads a model that makes vectors, encoders among them; within a budget that others share, if it is given one.
 pub fn load_embedder(args: &ModelArgs, budget: Option<&Budget>) -> Result<Parts, Failure> {
-    let budget = budget.cloned().unwrap_or_else(|| new_budget(args));
-    load_source(args, open(args)?, 1, budget)
+    let budget = budget
+        .cloned()
+        .unwrap_or_else(|| Budget::new(limit_bytes(args)));
+    load_opened(args, open(args)?, 1, &budget)
 }
 
-fn load_source(
+/// What a model takes besides its weights.
+struct Needs {
+    threads: usize,
+    limits: DecoderLimits,
+    layout: KvLayout,
+    kv_block_bytes: usize,
+    /// Scratch, and the blocks of a short conversation; where it grows longer, weights give way.
+    reserve_bytes: u64,
+}
+
+impl Needs {
+    fn of(args: &ModelArgs, source: &ModelSource, sequences: usize) -> Result<Self, Failure> {
+        let threads = args
+            .threads
+            .map_or_else(pool::available_threads, usize::from);
+        let config = source.config();
+        // Encoders read a text in one step.
+        let least = match config.causal {
+            true => sequences,
+            false => config.context_length.min(MOST_AT_ONCE),
+        };
+        let limits = DecoderLimits {
+            batch_tokens: (args.chunk as usize).max(least),
+            logit_rows: sequences,
+        };
+        let layout = decoder::kv_layout(config)?;
+        let scratch = CpuDecoder::scratch_bytes(config, &layout, limits, threads);
+        let kv_block_bytes = decoder::kv_block_bytes(config)?;
+        let blocks = config.context_length.div_ceil(decoder::BLOCK_TOKENS) * sequences;
+        let first_bytes = kv_block_bytes as u64 * blocks.min(LEAST_BLOCKS) as u64;
+        Ok(Self {
+            threads,
+            limits,
+            layout,
+            kv_block_bytes,
+            reserve_bytes: scratch + first_bytes,
+        })
+    }
+}
+
+/// Loads the weights of a model that is open, within a budget.
+pub fn load_opened(
     args: &ModelArgs,
-    (name, source): (String, Arc<ModelSource>),
+    (name, source): Opened,
     sequences: usize,
-    budget: Budget,
+    budget: &Budget,
 ) -> Result<Parts, Failure> {
     let quality = quality(args)?;
-    let threads = args
-        .threads
-        .map_or_else(pool::available_threads, usize::from);
+    let Needs {
+        threads,
+        limits,
+        layout,
+        kv_block_bytes,
+        reserve_bytes,
+    } = Needs::of(args, &source, sequences)?;
     let pool = Arc::new(ThreadPool::new(threads));
     let isa = args.isa.unwrap_or_else(Isa::best);
-    let config = source.config();
-    // Encoders read a text in one step.
-    let least = match config.causal {
-        true => sequences,
-        false => config.context_length.min(MOST_AT_ONCE),
-    };
-    let limits = DecoderLimits {
-        batch_tokens: (args.chunk as usize).max(least),
-        logit_rows: sequences,
-    };
-    let layout = decoder::kv_layout(config)?;
-    let scratch = CpuDecoder::scratch_bytes(config, &layout, limits, threads);
-    let kv_block_bytes = decoder::kv_block_bytes(config)?;
-    let kv_block = kv_block_bytes as u64;
-    let blocks = config.context_length.div_ceil(decoder::BLOCK_TOKENS) * sequences;
-    // The blocks of a short conversation; where it grows longer, weights give way.
-    let reserve_bytes = scratch + kv_block * blocks.min(LEAST_BLOCKS) as u64;
     check_least(&source, budget.available(), reserve_bytes)?;
     let bar = progress_bar("loading");
     let model = Model::load(
         Arc::clone(&source),
-        &budget,
+        budget,
         LoadOptions {
             repack: match args.repack {
                 Repack::Auto => decoder::Repack::Auto,
@@ -156,15 +202,15 @@ fn load_source(
     bar.finish_and_clear();
     warn_of_streaming(&model);
     let model = Arc::new(model);
-    let decoder = CpuDecoder::new(Arc::clone(&model), pool, isa, limits, &budget)
+    let decoder = CpuDecoder::new(Arc::clone(&model), pool, isa, limits, budget)
         .map_err(|why| no_room(&why))?;
-    let kv = KvPool::new(&budget, kv_block_bytes, decoder::BLOCK_TOKENS);
+    let kv = KvPool::new(budget, kv_block_bytes, decoder::BLOCK_TOKENS);
     Ok(Parts {
         name,
         source,
         decoder,
         kv,
-        budget,
+        budget: budget.clone(),
         quantized: decoder::quantized_levels(layout, isa),
         quality,
         level: args.kv_level.level(),
@@ -241,7 +287,7 @@ pub fn tokenizer(source: &ModelSource) -> Result<Tokenizer, Failure> {
     Ok(Tokenizer::from_source(source)?)
 }
 
-/// How a model writes conversations.
+/// The chat template that comes with a model, or one that its tokens suggest.
 pub fn template(source: &ModelSource, tokenizer: &Tokenizer) -> Result<ChatTemplate, Failure> {
     Ok(match source.chat_template()? {
         Some(template) => ChatTemplate::for_tokenizer(&template, tokenizer)?,

@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod bytes;
 mod chat;
+mod client;
 mod config;
 mod convert;
 mod disk_speed;

@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 
 use crate::args::{MemoryCommand, MemorySetArgs, MemoryShowArgs};
 use crate::bytes::show as size;
+use crate::client::Client;
 use crate::failure::Failure;
-use crate::http::Client;
 
 /// Decisions and changes that are printed, the latest.
 const EVENTS_SHOWN: usize = 5;

@@ -1,100 +1,110 @@
 //! `neap serve`: many conversations at once, over HTTP.
 
-use std::fs::{File, TryLockError};
+mod below;
+mod reload;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use neap_engine::{Engine, EngineConfig};
-use neap_memory::Fingerprint;
 use neap_memory::cache::{CacheOptions, KvCache};
-use neap_memory::disk::{Directory, DiskOptions, DiskStore};
 use neap_memory::pressure::watch::{Watch, WatchOptions};
-use neap_memory::remote::RemoteLevel;
 use neap_memory::session::Sessions;
+use neap_memory::{Budget, Fingerprint};
 use neap_model::chat::ChatTemplate;
 use neap_model::decoder::{CpuDecoder, Decoder};
 use neap_model::embed::{Embedder, Pooling};
 use neap_model::tokenizer::Tokenizer;
-use neap_server::{EmbeddingModel, Options, ServedModel};
+use neap_server::{EmbeddingModel, Live, Loaded, Options, SendTraces, ServedModel, Traces};
 
 use crate::args::{ModelArgs, ServeArgs};
 use crate::bytes::show;
 use crate::failure::Failure;
-use crate::loading::{self, Parts};
-use crate::remote::{self, Remote, random_secret, secret};
+use crate::http::Target;
+use crate::loading;
+use below::Below;
+use reload::CommandLine;
 
 /// Connections at once, besides those that generate.
-const SPARE_CONNECTIONS: u32 = 256;
+const SPARE_CONNECTIONS: usize = 256;
 
 pub fn run(args: &ServeArgs) -> Result<(), Failure> {
-    let api_keys = api_keys(args)?;
-    let disk = args
-        .disk
-        .as_deref()
-        .map(|folder| Disk::open(folder, args.disk_limit))
-        .transpose()?;
-    let remote = Remote::from_args(&args.remote)?;
-    let parallel = args.parallel as usize;
-    let parts = loading::load_parts(&args.model, parallel)?;
-    let pressure = Watch::begin(&parts.budget, WatchOptions::default())?;
-    pressure.set_mapped_bytes(parts.decoder.model().mapped_bytes());
-    let model = served_model(args, &parts)?;
+    let live = live(args)?;
+    warn_if_open(&args.host, &live);
+    let budget = Budget::new(loading::limit_bytes(&args.model));
+    let checked = Checked::open(args, budget.limit())?;
+    let fingerprint = checked.fingerprint;
+    let below = Arc::new(Below::open(args, &budget)?);
+    let loaded = load(args, checked, &budget, &below)?;
+    let about = format!(
+        "{} in a budget of {}",
+        loaded.model.id,
+        show(budget.limit())
+    );
     let embedding = match &args.embedding_model {
-        Some(path) => Some(embedding_model(args, path, &parts)?),
+        Some(path) => Some(embedding_model(args, path, &budget)?),
         None => None,
     };
-    let max_active = parallel + args.max_queue as usize;
-    let mut options = Options {
+    let options = Options {
         host: args.host.clone(),
         port: args.port,
-        max_active,
-        max_connections: SPARE_CONNECTIONS + u32::try_from(max_active).unwrap_or(u32::MAX / 2),
-        max_body_bytes: usize::try_from(args.max_body).unwrap_or(usize::MAX),
-        slow_client: Duration::from_secs(args.slow_client),
-        api_keys,
-        admin_key: args.admin_key.clone(),
         embedding,
-        pressure: Some(pressure),
-        sessions: None,
-        grace: Duration::from_secs(args.grace),
+        pressure: Some(Watch::begin(&budget, WatchOptions::default())?),
+        traces: args.otlp.as_deref().map(traces).transpose()?,
+        live,
     };
-    warn_if_open(&options);
-    let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
-    let block_tokens = parts.kv.block_tokens();
-    options.sessions = disk
-        .as_ref()
-        .map(|d| Sessions::open(&d.store, fingerprint, block_tokens));
-    let about = format!("{} in a budget of {}", model.id, show(parts.budget.limit()));
-    let below = Below {
-        disk: disk.as_ref(),
-        secret: remote.as_ref().map(|remote| remote.secret),
-        remote: remote.map(|r| r.level(&parts.budget)).transpose()?,
-    };
-    let written = below.remote.clone();
-    let engine = engine(parts, &model.tokenizer, below, args)?;
-    neap_server::run(engine, model, options, |address| {
+    let again = CommandLine::new(args, fingerprint, (budget, Arc::clone(&below)));
+    neap_server::run(loaded, Some(Box::new(again)), options, |address| {
         eprintln!("neap: serving {about} on http://{address}/");
     })?;
-    remote::finish(written.as_ref());
-    if let Some(disk) = disk {
-        disk.store.sync()?;
-    }
-    Ok(())
+    below.finish()
+}
+
+/// Traces that go to the collector at `url`.
+fn traces(url: &str) -> Result<Traces, Failure> {
+    const TIMEOUT: Duration = Duration::from_secs(10);
+    let target =
+        Target::parse(url, None, TIMEOUT).map_err(|why| Failure::new(format!("--otlp: {why}")))?;
+    let send: SendTraces =
+        Box::new(
+            move |body| match target.whole("POST", "/v1/traces", Some(body)) {
+                Ok((200..300, _)) => Ok(()),
+                Ok((status, answer)) => Err(format!("status {status}: {answer}")),
+                Err(why) => Err(why.to_string()),
+            },
+        );
+    Ok(Traces::begin(send)?)
+}
+
+/// What can be changed while it runs.
+fn live(args: &ServeArgs) -> Result<Live, Failure> {
+    let max_active = args.parallel as usize + args.max_queue as usize;
+    Ok(Live {
+        api_keys: api_keys(args)?,
+        admin_key: args.admin_key.clone(),
+        max_active,
+        max_connections: SPARE_CONNECTIONS + max_active,
+        max_body_bytes: usize::try_from(args.max_body).unwrap_or(usize::MAX),
+        slow_client: Duration::from_secs(args.slow_client),
+        step_ms: Some(args.step_ms),
+        idle_sink: (args.idle_sink > 0).then(|| Duration::from_secs(args.idle_sink)),
+        grace: Duration::from_secs(args.grace),
+    })
 }
 
 /// The model behind `/v1/embeddings`, in the budget of the other.
 fn embedding_model(
     args: &ServeArgs,
     path: &Path,
-    beside: &Parts,
+    budget: &Budget,
 ) -> Result<EmbeddingModel, Failure> {
     let model = ModelArgs {
         model: Some(path.to_owned()),
         context: None,
         ..args.model.clone()
     };
-    let parts = loading::load_embedder(&model, Some(&beside.budget))?;
+    let parts = loading::load_embedder(&model, Some(budget))?;
     let pooling = Pooling::of(&parts.source)?;
     Ok(EmbeddingModel {
         id: model_id(path),
@@ -114,28 +124,50 @@ fn model_id(path: &Path) -> String {
     stem.map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned())
 }
 
-fn served_model(args: &ServeArgs, parts: &Parts) -> Result<ServedModel, Failure> {
-    let tokenizer = Tokenizer::from_source(&parts.source)?;
-    let id = match (&args.model_name, &args.model.model) {
-        (Some(name), _) => name.clone(),
-        (None, None) => "neap-tiny".to_owned(),
-        (None, Some(path)) => model_id(path),
-    };
-    let template = ChatTemplate::from_source(&parts.source, &tokenizer)?;
-    let context_tokens = parts.decoder.context_tokens();
-    Ok(ServedModel::new(id, context_tokens, tokenizer, template))
+/// A model that is open and sound as far as that can be told without loading it.
+struct Checked {
+    id: String,
+    opened: loading::Opened,
+    fingerprint: Fingerprint,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
 }
 
-fn engine(
-    parts: Parts,
-    tokenizer: &Tokenizer,
-    below: Below<'_>,
+impl Checked {
+    fn open(args: &ServeArgs, limit_bytes: u64) -> Result<Self, Failure> {
+        let id = match (&args.model_name, &args.model.model) {
+            (Some(name), _) => name.clone(),
+            (None, None) => "neap-tiny".to_owned(),
+            (None, Some(path)) => model_id(path),
+        };
+        let opened = loading::open_writer(&args.model, args.parallel as usize, limit_bytes)?;
+        let source = &opened.1;
+        let tokenizer = loading::tokenizer(source)?;
+        Ok(Self {
+            id,
+            fingerprint: Fingerprint::from_bytes(source.fingerprint()?.0),
+            template: loading::template(source, &tokenizer)?,
+            tokenizer,
+            opened,
+        })
+    }
+}
+
+/// Loads a model within what the budget has left.
+fn load(
     args: &ServeArgs,
-) -> Result<Engine<CpuDecoder>, Failure> {
-    let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
+    checked: Checked,
+    budget: &Budget,
+    below: &Below,
+) -> Result<Loaded<CpuDecoder>, Failure> {
+    let fingerprint = checked.fingerprint;
+    let sequences = args.parallel as usize;
+    let parts = loading::load_opened(&args.model, checked.opened, sequences, budget)?;
+    let disk = below.disk.as_ref().map(|disk| &disk.store);
+    let block_tokens = parts.kv.block_tokens();
     let options = CacheOptions {
-        disk: below.disk.map(|d| Arc::clone(&d.store)),
-        remote: below.remote,
+        disk: disk.cloned(),
+        remote: below.remote.clone(),
         quantized: parts.quantized.clone(),
         ..CacheOptions::new(fingerprint)
     };
@@ -147,22 +179,19 @@ fn engine(
     let config = EngineConfig {
         batch_tokens: parts.decoder.limits().batch_tokens,
         step_ms: Some(args.step_ms),
-        max_running: args.parallel as usize,
+        max_running: sequences,
         fingerprint,
-        secret: match (below.secret, below.disk) {
-            (Some(secret), _) => secret,
-            (None, Some(disk)) => disk.secret,
-            (None, None) => random_secret()?,
-        },
+        secret: below.secret,
         quality: parts.quality,
         level: parts.level,
     };
-    Ok(Engine::new(
-        parts.decoder,
-        Some(tokenizer.clone()),
-        cache,
-        config,
-    ))
+    let (tokenizer, context_tokens) = (checked.tokenizer, parts.decoder.context_tokens());
+    Ok(Loaded {
+        sessions: disk.map(|disk| Sessions::open(disk, fingerprint, block_tokens)),
+        mapped_bytes: parts.decoder.model().mapped_bytes(),
+        engine: Engine::new(parts.decoder, Some(tokenizer.clone()), cache, config),
+        model: ServedModel::new(checked.id, context_tokens, tokenizer, checked.template),
+    })
 }
 
 /// The keys of the command line and of the file.
@@ -192,57 +221,12 @@ fn api_keys(args: &ServeArgs) -> Result<Vec<String>, Failure> {
     Ok(keys)
 }
 
-fn warn_if_open(options: &Options) {
-    let is_local = options.host == "localhost"
-        || options
-            .host
+fn warn_if_open(host: &str, live: &Live) {
+    let is_local = host == "localhost"
+        || host
             .parse::<std::net::IpAddr>()
             .is_ok_and(|ip| ip.is_loopback());
-    if !is_local && options.api_keys.is_empty() {
-        eprintln!(
-            "neap: whoever reaches {} may use the model: give --api-key to change that",
-            options.host
-        );
-    }
-}
-
-/// What lies below RAM.
-struct Below<'a> {
-    disk: Option<&'a Disk>,
-    remote: Option<Arc<RemoteLevel>>,
-    /// That of the processes that share the remote store: with another one they would not meet.
-    secret: Option<[u8; 32]>,
-}
-
-/// The disk level under the prefix cache.
-struct Disk {
-    store: Arc<DiskStore>,
-    /// Names of blocks are keyed with it, so it must be the same after a restart.
-    secret: [u8; 32],
-    /// Held as long as the folder is in use.
-    _lock: File,
-}
-
-impl Disk {
-    fn open(folder: &Path, limit_bytes: u64) -> Result<Self, Failure> {
-        let failed = |why: &dyn std::fmt::Display| {
-            Failure::new(format!("--disk {} can't be used: {why}", folder.display()))
-        };
-        std::fs::create_dir_all(folder.join("blocks")).map_err(|why| failed(&why))?;
-        let lock = File::create(folder.join("lock")).map_err(|why| failed(&why))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(failed(&"another neap uses it")),
-            Err(TryLockError::Error(why)) => return Err(failed(&why)),
-        }
-        let secret = secret(&folder.join("secret"))?;
-        let storage = Directory::open(&folder.join("blocks")).map_err(|why| failed(&why))?;
-        let store = DiskStore::open(Arc::new(storage), DiskOptions::with_limit(limit_bytes))
-            .map_err(|why| failed(&why))?;
-        Ok(Self {
-            store: Arc::new(store),
-            secret,
-            _lock: lock,
-        })
+    if !is_local && live.api_keys.is_empty() {
+        eprintln!("neap: whoever reaches {host} may use the model: give --api-key to change that");
     }
 }

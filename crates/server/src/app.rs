@@ -16,10 +16,14 @@ use neap_model::tokenizer::Tokenizer;
 use serde_json::Value;
 
 use crate::auth::Keys;
+use crate::connection::Places;
 use crate::error::ApiError;
+use crate::live::{InForce, Live};
 use crate::openai::embeddings::EmbeddingModel;
 use crate::openai::responses::Store;
-use crate::worker::Handle;
+use crate::reload::{self, Source};
+use crate::serving::Serving;
+use crate::worker::{Handle, Settings};
 use crate::{memory, openai, sessions, status, tokens};
 
 /// The model that is served.
@@ -69,27 +73,48 @@ impl ServedModel {
 
 /// What all handlers share.
 pub struct App {
-    pub model: ServedModel,
+    pub serving: Serving,
     pub engine: Handle,
-    pub keys: Keys,
+    pub in_force: InForce,
     pub budget: Budget,
     /// Responses that can be gone on from.
-    pub responses: Store,
+    pub responses: Arc<Store>,
     /// Sets the operator's limit where the pressure on the system is watched.
     pub pressure: Option<Watch>,
     /// Makes vectors, if the server has such a model.
     pub embedding: Option<EmbeddingModel>,
-    pub max_body_bytes: usize,
-    pub slow_client: Duration,
+    /// Places for connections.
+    pub places: Places,
+    /// What the server can be told to read again.
+    pub configuration: Option<Arc<dyn Source>>,
+    /// Held while a change is made.
+    pub reloading: tokio::sync::Mutex<()>,
 }
 
 /// Time for a body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl App {
+    /// The settings in force.
+    pub fn live(&self) -> Arc<Live> {
+        self.in_force.settings()
+    }
+
+    /// The keys in force.
+    pub fn keys(&self) -> Arc<Keys> {
+        self.in_force.keys()
+    }
+
+    /// Other settings from now on.
+    pub async fn set_live(&self, live: Live) {
+        self.engine.set(Settings::from(&live)).await;
+        self.places.set(live.max_connections);
+        self.in_force.set(live);
+    }
+
     /// The whole body as JSON.
     pub async fn read_json(&self, request: Request) -> Result<Value, ApiError> {
-        let limit = self.max_body_bytes;
+        let limit = self.live().max_body_bytes;
         let announced = request.headers().get(axum::http::header::CONTENT_LENGTH);
         let announced = announced.and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|bytes| bytes > limit as u64) {
@@ -119,6 +144,7 @@ fn routes() -> Vec<Route> {
         ("get", "/version", get(status::version)),
         ("get", "/metrics", get(status::metrics)),
         ("get", "/openapi.json", get(status::openapi)),
+        ("post", "/admin/reload", post(reload::handle)),
         ("get", "/memory", get(memory::show)),
         ("put", "/memory/budget", put(memory::set_budget)),
         ("get", "/memory/sessions", get(sessions::list)),

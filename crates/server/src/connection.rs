@@ -1,7 +1,7 @@
 //! Accepts connections, within limits.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -11,7 +11,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tower_service::Service;
 
 use crate::auth::Peer;
@@ -21,14 +21,49 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of a connection's buffer at most: also the longest head.
 const BUFFER_BYTES: usize = 64 << 10;
 
+/// Places for connections: as many as there are may be open at once.
+#[derive(Clone)]
+pub struct Places {
+    free: Arc<Semaphore>,
+    count: Arc<Mutex<usize>>,
+}
+
+impl Places {
+    /// So many.
+    pub fn new(count: usize) -> Self {
+        let count = count.min(Semaphore::MAX_PERMITS);
+        Self {
+            free: Arc::new(Semaphore::new(count)),
+            count: Arc::new(Mutex::new(count)),
+        }
+    }
+
+    /// So many from now on. Of those that are too many, the taken ones stay.
+    pub fn set(&self, count: usize) {
+        let count = count.min(Semaphore::MAX_PERMITS);
+        let mut now = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        if count > *now {
+            self.free.add_permits(count - *now);
+            *now = count;
+        } else {
+            *now -= self.free.forget_permits(*now - count);
+        }
+    }
+
+    async fn take(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.free).acquire_owned().await.ok()
+    }
+}
+
 /// Accepts until `closing` turns true. Ends when all connections have ended.
 pub async fn accept(
     listener: TcpListener,
     router: Router,
-    max_connections: u32,
+    places: Places,
     mut closing: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(max_connections as usize));
+    // Each connection holds a sender; when all are gone, the receiver hears it.
+    let (open, mut all_ended) = mpsc::channel::<Infallible>(1);
     loop {
         let accepted = tokio::select! {
             _ = closing.wait_for(|&c| c) => break,
@@ -37,21 +72,22 @@ pub async fn accept(
         let Some((stream, peer, place)) = accepted else {
             continue;
         };
-        let (router, closing) = (router.clone(), closing.clone());
+        let (router, closing, open) = (router.clone(), closing.clone(), open.clone());
         tokio::spawn(async move {
             serve(stream, peer, router, closing).await;
-            drop(place);
+            drop((place, open));
         });
     }
     drop(listener);
-    let _ = places.acquire_many(max_connections).await;
+    drop(open);
+    let _ = all_ended.recv().await;
 }
 
 async fn next(
     listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(TcpStream, Peer, tokio::sync::OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    places: &Places,
+) -> Option<(TcpStream, Peer, OwnedSemaphorePermit)> {
+    let place = places.take().await?;
     match listener.accept().await {
         Ok((stream, address)) => {
             // Tokens are small and must not wait for more.
@@ -103,5 +139,28 @@ async fn call(router: &mut Router, request: hyper::Request<Incoming>) -> Respons
     match router.call(request).await {
         Ok(response) => response,
         Err(never) => match never {},
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_come_and_go() {
+        let places = Places::new(2);
+        let take = || Arc::clone(&places.free).try_acquire_owned();
+        let (first, second) = (take().unwrap(), take().unwrap());
+        assert!(take().is_err());
+        places.set(3);
+        let third = take().unwrap();
+        // All are taken: they stay until they are given back, and one may go at the next change.
+        places.set(1);
+        assert!(take().is_err());
+        drop((first, second));
+        places.set(1);
+        assert!(take().is_err(), "the one place is the third's");
+        drop(third);
+        assert!(take().is_ok());
     }
 }

@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use neap_memory::cache::Census;
 use neap_memory::pressure::decide::Reason;
+use neap_memory::pressure::watch::Watch;
 use neap_memory::{Budget, ChargeKind, Level};
 use serde_json::{Map, Value, json};
 
@@ -21,7 +22,7 @@ use crate::report::Report;
 /// `GET /memory`.
 pub async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let peer = request.extensions().get::<Peer>();
-    app.keys.admin(request.headers(), peer)?;
+    app.keys().admin(request.headers(), peer)?;
     app.engine.refresh().await;
     Ok(json_response(StatusCode::OK, &describe(&app)))
 }
@@ -32,7 +33,7 @@ pub async fn set_budget(
     request: Request,
 ) -> Result<Response, ApiError> {
     let peer = request.extensions().get::<Peer>();
-    app.keys.admin(request.headers(), peer)?;
+    app.keys().admin(request.headers(), peer)?;
     let body = app.read_json(request).await?;
     let bytes = wanted_bytes(&body)?;
     let least = least_bytes(&app);
@@ -42,6 +43,19 @@ pub async fn set_budget(
         );
         return Err(ApiError::field("bytes", message));
     }
+    set_limit(&app, bytes).await;
+    app.engine.refresh().await;
+    Ok(json_response(StatusCode::OK, &describe(&app)))
+}
+
+/// What the operator has set.
+pub fn limit_set(app: &App) -> u64 {
+    let watched = app.pressure.as_ref().map(Watch::operator_limit);
+    watched.unwrap_or_else(|| app.budget.limit())
+}
+
+/// Sets the budget; the system may have less.
+pub async fn set_limit(app: &App, bytes: u64) {
     match &app.pressure {
         Some(watch) => {
             watch.set_operator_limit(bytes);
@@ -51,8 +65,6 @@ pub async fn set_budget(
             app.budget.set_limit(bytes);
         }
     }
-    app.engine.refresh().await;
-    Ok(json_response(StatusCode::OK, &describe(&app)))
 }
 
 fn wanted_bytes(body: &Value) -> Result<u64, ApiError> {
@@ -66,7 +78,7 @@ fn wanted_bytes(body: &Value) -> Result<u64, ApiError> {
 }
 
 /// What can't be given back, and one block to run at all.
-fn least_bytes(app: &App) -> u64 {
+pub fn least_bytes(app: &App) -> u64 {
     let ledger = app.budget.snapshot();
     let fixed = ledger.charged - ledger.of_kind(ChargeKind::Kv);
     let report = app.engine.shared.report();
@@ -121,7 +133,7 @@ fn describe(app: &App) -> Value {
         "id": r.id, "prompt_tokens": r.prompt_tokens, "new_tokens": r.new_tokens, "age_ms": r.age_ms,
     })).collect();
     json!({
-        "model": app.model.id,
+        "model": app.serving.now().id,
         "budget": {
             "limit_bytes": ledger.limit,
             "soft_limit_bytes": ledger.soft_limit,

@@ -134,6 +134,7 @@ impl Decision {
             Occasion::Admission => "a request needs room",
             Occasion::SoftMark => "the soft mark is passed: room is made ahead of need",
             Occasion::Shrink => "the budget was lowered",
+            Occasion::Idle => "nothing has run for a while: memory is given back",
         };
         json!({
             "at_ms": self.at_ms,

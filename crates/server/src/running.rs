@@ -6,20 +6,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use neap_engine::Engine;
 use neap_memory::pressure::watch::Watch;
-use neap_memory::session::Sessions;
 use neap_model::decoder::Decoder;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::app::{self, App, ServedModel};
-use crate::auth::Keys;
-use crate::connection;
+use crate::app::{self, App};
+use crate::connection::{self, Places};
+use crate::live::{InForce, Live};
 use crate::openai::embeddings::EmbeddingModel;
 use crate::openai::responses::Store;
-use crate::worker::Handle;
+use crate::reload::{self, Configuration, Loaded, Slot, Slotted, Source};
+use crate::serving::Serving;
+use crate::traces::Traces;
+use crate::worker::{Handle, Settings};
 
 /// How the server is set up.
 pub struct Options {
@@ -27,26 +28,14 @@ pub struct Options {
     pub host: String,
     /// See `host`.
     pub port: u16,
-    /// Requests in the engine at most, running and waiting; more are answered with 429.
-    pub max_active: usize,
-    /// Connections at once; more wait to be accepted.
-    pub max_connections: u32,
-    /// Bytes of a body at most.
-    pub max_body_bytes: usize,
-    /// A stream whose client takes nothing for so long is cancelled.
-    pub slow_client: Duration,
-    /// Keys that may generate; none: everybody may.
-    pub api_keys: Vec<String>,
-    /// The key for `/memory`; none: only this machine may.
-    pub admin_key: Option<String>,
     /// Makes vectors, beside the model that writes.
     pub embedding: Option<EmbeddingModel>,
     /// Watches the pressure on the system, if anything does.
     pub pressure: Option<Watch>,
-    /// Conversations on the disk level, if there is one.
-    pub sessions: Option<Sessions>,
-    /// Time for running requests to finish when the server is asked to end.
-    pub grace: Duration,
+    /// Where traces of requests go, if anywhere.
+    pub traces: Option<Traces>,
+    /// What can be changed while it runs.
+    pub live: Live,
 }
 
 impl Default for Options {
@@ -54,16 +43,10 @@ impl Default for Options {
         Self {
             host: "127.0.0.1".into(),
             port: 8080,
-            max_active: 264,
-            max_connections: 1024,
-            max_body_bytes: 8 << 20,
-            slow_client: Duration::from_secs(30),
-            api_keys: Vec::new(),
-            admin_key: None,
             embedding: None,
             pressure: None,
-            sessions: None,
-            grace: Duration::from_secs(30),
+            traces: None,
+            live: Live::default(),
         }
     }
 }
@@ -93,13 +76,14 @@ pub struct Running {
     accepting: JoinHandle<()>,
 }
 
-/// Starts a server within the running runtime.
+/// Starts a server within the running runtime. What it is told to read again comes from `configuration`, if there is
+/// one.
 ///
 /// # Errors
 /// When it can't listen, or can't have a thread.
 pub async fn start<D: Decoder + Send + 'static>(
-    engine: Engine<D>,
-    model: ServedModel,
+    loaded: Loaded<D>,
+    configuration: Option<Box<dyn Configuration<D>>>,
     options: Options,
 ) -> Result<Running, ServeError> {
     let at = (options.host.as_str(), options.port);
@@ -109,21 +93,35 @@ pub async fn start<D: Decoder + Send + 'static>(
     };
     let listener = TcpListener::bind(at).await.map_err(failed)?;
     let address = listener.local_addr()?;
-    let budget = engine.budget().clone();
+    let budget = loaded.engine.budget().clone();
+    if let Some(pressure) = &options.pressure {
+        pressure.set_mapped_bytes(loaded.mapped_bytes);
+    }
+    let live = options.live;
+    let slot = Slot::<D>::default();
+    let ways = (Arc::clone(&slot), options.traces);
+    let (engine, model) = Handle::spawn(loaded, ways, Settings::from(&live))?;
     let app = Arc::new(App {
-        model,
-        engine: Handle::spawn(engine, options.max_active, options.sessions)?,
-        keys: Keys::new(&options.api_keys, options.admin_key.as_deref()),
-        responses: Store::new(&budget),
+        serving: Serving::new(model),
+        engine,
+        places: Places::new(live.max_connections),
+        in_force: InForce::new(live),
+        responses: Arc::new(Store::new(&budget)),
         budget,
         embedding: options.embedding,
         pressure: options.pressure,
-        max_body_bytes: options.max_body_bytes,
-        slow_client: options.slow_client,
+        configuration: configuration.map(|configuration| {
+            let source: Arc<dyn Source> = Arc::new(Slotted {
+                configuration,
+                slot,
+            });
+            source
+        }),
+        reloading: tokio::sync::Mutex::default(),
     });
     let (closing, is_closing) = watch::channel(false);
     let router = app::router(Arc::clone(&app));
-    let accepting = connection::accept(listener, router, options.max_connections, is_closing);
+    let accepting = connection::accept(listener, router, app.places.clone(), is_closing);
     Ok(Running {
         address,
         app,
@@ -161,20 +159,25 @@ impl Running {
         }
     }
 
+    /// Reads the configuration again, as `POST /admin/reload` does; how it went is in the log.
+    pub async fn reload(&self) {
+        let _ = reload::reload(Arc::clone(&self.app)).await;
+    }
+
     /// Whether the engine's thread has ended by itself: by a panic.
     pub fn has_failed(&self) -> bool {
         self.app.engine.shared.ended.load(Ordering::Relaxed)
     }
 }
 
-/// Serves until the process is asked to end (SIGINT or SIGTERM; a second one ends it without grace).
-/// `on_ready` is told the address.
+/// Serves until the process is asked to end (SIGINT or SIGTERM; a second one ends it without grace). SIGHUP has it read
+/// its configuration again. `on_ready` is told the address.
 ///
 /// # Errors
 /// When it can't start.
 pub fn run<D: Decoder + Send + 'static>(
-    engine: Engine<D>,
-    model: ServedModel,
+    loaded: Loaded<D>,
+    configuration: Option<Box<dyn Configuration<D>>>,
     options: Options,
     on_ready: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
@@ -185,23 +188,36 @@ pub fn run<D: Decoder + Send + 'static>(
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let grace = options.grace;
         let mut signals = Signals::new()?;
-        let running = start(engine, model, options).await?;
+        let running = start(loaded, configuration, options).await?;
         on_ready(running.address);
-        signals.next().await;
+        while signals.next().await == Asked::Reload {
+            // The end can be asked for meanwhile.
+            tokio::spawn(reload::reload(Arc::clone(&running.app)));
+        }
         tracing::info!("ending: nothing new is taken in");
-        running.stop(grace, signals.next()).await;
+        let grace = running.app.live().grace;
+        let hurry = async { while signals.next().await == Asked::Reload {} };
+        running.stop(grace, hurry).await;
         Ok(())
     })
 }
 
-/// The system's requests to end.
+/// What the system asks of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    End,
+    Reload,
+}
+
+/// The system's signals.
 struct Signals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
     #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    hang_up: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -211,14 +227,16 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
         })
     }
 
     #[cfg(unix)]
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Asked::End,
+            _ = self.interrupt.recv() => Asked::End,
+            _ = self.hang_up.recv() => Asked::Reload,
         }
     }
 
@@ -228,7 +246,8 @@ impl Signals {
     }
 
     #[cfg(not(unix))]
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Asked {
         let _ = tokio::signal::ctrl_c().await;
+        Asked::End
     }
 }

@@ -328,7 +328,7 @@ async fn answer(
 
 fn allowed(app: &App, request: &Request) -> Result<(), ApiError> {
     let peer = request.extensions().get::<Peer>();
-    app.keys.admin(request.headers(), peer)
+    app.keys().admin(request.headers(), peer)
 }
 
 /// `GET /memory/sessions`.

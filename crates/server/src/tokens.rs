@@ -15,9 +15,10 @@ use crate::openai::{blocking, chat};
 
 /// `POST /tokenize` with `prompt` (also called `content`) or `messages`; `add_special_tokens` is true if left out.
 pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    app.keys.tenant(request.headers())?;
+    app.keys().tenant(request.headers())?;
     let body = app.read_json(request).await?;
-    let shared = Arc::clone(&app);
+    let model = app.serving.now();
+    let shared = Arc::clone(&model);
     let tokens = blocking(move || {
         let fields = Fields::of(&body)?;
         let text = match fields.string("prompt")? {
@@ -27,7 +28,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<R
         let Some(text) = text else {
             let messages = chat::messages(&fields)
                 .map_err(|_| fields.wrong("prompt", "a string, or `messages` a list"))?;
-            return chat::prompt_tokens(&shared.model, &messages, Vec::new());
+            return chat::prompt_tokens(&shared, &messages, Vec::new());
         };
         let options = EncodeOptions {
             add_bos: fields.value("add_special_tokens").is_none()
@@ -35,7 +36,6 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<R
             parse_special: true,
         };
         shared
-            .model
             .tokenizer
             .encode(text, options)
             .map_err(|why| ApiError::field("prompt", why.to_string()))
@@ -43,7 +43,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<R
     .await?;
     let answer = json!({
         "count": tokens.len(),
-        "max_model_len": app.model.context_tokens,
+        "max_model_len": model.context_tokens,
         "tokens": tokens,
     });
     Ok(json_response(StatusCode::OK, &answer))
@@ -54,15 +54,16 @@ pub async fn detokenize(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    app.keys.tenant(request.headers())?;
+    app.keys().tenant(request.headers())?;
     let body = app.read_json(request).await?;
     let fields = Fields::of(&body)?;
+    let model = app.serving.now();
     let must = "a list of token ids of the model's vocabulary";
     let tokens = fields
         .list("tokens")?
         .and_then(token_ids)
         .filter(|ids| {
-            let size = app.model.tokenizer.vocab_size();
+            let size = model.tokenizer.vocab_size();
             ids.iter().all(|&id| (id as usize) < size)
         })
         .ok_or_else(|| fields.wrong("tokens", must))?;
@@ -70,6 +71,6 @@ pub async fn detokenize(
         skip_special: false,
         ..DetokenizeOptions::default()
     };
-    let text = app.model.tokenizer.decode(&tokens, options);
+    let text = model.tokenizer.decode(&tokens, options);
     Ok(json_response(StatusCode::OK, &json!({"prompt": text})))
 }

@@ -2,6 +2,7 @@
 //! bounded channel for each call.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -9,16 +10,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use neap_engine::{Engine, Event, FinishReason, Request, RequestId};
 use neap_memory::KvQuality;
-use neap_memory::session::Sessions;
 use neap_model::decoder::Decoder;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::app::ServedModel;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::openai::params::SessionWish;
+use crate::reload::{Loaded, Slot};
 use crate::report::{Report, RunningRequest};
 use crate::sessions::{Ask, Keeper};
+use crate::traces::{Ended, Parent, Traces};
 
 /// Events that may wait for one call. A reader so far behind has left or will never catch up.
 const EVENTS_PER_CALL: usize = 4096;
@@ -28,15 +31,27 @@ const CALLS_IN_FLIGHT: usize = 256;
 const IDLE_TICK: Duration = Duration::from_millis(100);
 /// How often the engine's figures are published while it works.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+/// Bytes that sink at a time while nothing runs: a request that comes waits for no more.
+const SINK_BYTES: u64 = 64 << 20;
 
 /// An event, with the index of the request within its call.
 pub type Indexed = (usize, Event);
 
+/// What a call is besides its requests.
+#[derive(Clone)]
+pub struct Asking {
+    /// The conversation that the first of them goes on with.
+    pub session: Option<SessionWish>,
+    /// What traces call it.
+    pub operation: &'static str,
+    /// The trace that it belongs to, if its client began one.
+    pub trace: Option<Parent>,
+}
+
 /// Requests that belong together: all are taken in, or none.
 struct Call {
     requests: Vec<Request>,
-    /// The conversation that the first of them goes on with.
-    session: Option<SessionWish>,
+    asking: Asking,
     events: mpsc::Sender<Indexed>,
     reply: oneshot::Sender<Result<(), ApiError>>,
     arrived: Instant,
@@ -48,8 +63,23 @@ enum Message {
     Sessions(Ask, oneshot::Sender<Result<Value, ApiError>>),
     /// Publish figures now, then answer.
     Publish(oneshot::Sender<()>),
+    /// These from now on.
+    Settings(Settings),
+    /// Serve the model that waits in the slot; tells what it is called and its mapped bytes.
+    Change(oneshot::Sender<Result<(ServedModel, u64), String>>),
     /// Cancel everything and end.
     Stop,
+}
+
+/// What can be changed while the thread runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Requests in the engine at most, running and waiting.
+    pub max_active: usize,
+    /// See [`neap_engine::EngineConfig::step_ms`].
+    pub step_ms: Option<u64>,
+    /// Cached blocks sink once nothing has run for so long.
+    pub idle_sink_ms: Option<u64>,
 }
 
 /// What both sides see.
@@ -85,32 +115,38 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Starts the thread. At most `max_active` requests are in the engine, running and waiting. `kept` are the
-    /// sessions on disk.
+    /// Starts the thread, and tells what it serves. Models that are to take its place come by the slot.
     ///
     /// # Errors
     /// If the system has no thread to give.
     pub fn spawn<D: Decoder + Send + 'static>(
-        engine: Engine<D>,
-        max_active: usize,
-        kept: Option<Sessions>,
-    ) -> std::io::Result<Self> {
+        loaded: Loaded<D>,
+        (slot, traces): (Slot<D>, Option<Traces>),
+        settings: Settings,
+    ) -> std::io::Result<(Self, ServedModel)> {
         let (messages, inbox) = sync_channel(CALLS_IN_FLIGHT);
         let shared = Arc::new(Shared::default());
-        let worker = Worker {
-            engine,
+        let mut worker = Worker {
+            engine: loaded.engine,
+            slot,
             inbox,
             shared: Arc::clone(&shared),
             active: HashMap::new(),
-            max_active,
-            keeper: Keeper::new(kept),
+            settings,
+            keeper: Keeper::new(loaded.sessions),
+            traces: Told {
+                to: traces,
+                model: loaded.model.id.clone(),
+            },
             published: Instant::now(),
+            idle: Idle::default(),
         };
+        worker.engine.set_step_ms(settings.step_ms);
         worker.publish();
         std::thread::Builder::new()
             .name("neap-engine".into())
             .spawn(move || worker.run())?;
-        Ok(Self { messages, shared })
+        Ok((Self { messages, shared }, loaded.model))
     }
 
     /// Hands requests to the engine. Dropping the receiver takes them back.
@@ -120,7 +156,7 @@ impl Handle {
     pub async fn submit(
         &self,
         requests: Vec<Request>,
-        session: Option<SessionWish>,
+        asking: Asking,
     ) -> Result<mpsc::Receiver<Indexed>, ApiError> {
         if self.shared.draining.load(Ordering::Relaxed) {
             return Err(ApiError::unavailable("the server is shutting down"));
@@ -129,7 +165,7 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         let call = Call {
             requests,
-            session,
+            asking,
             events,
             reply,
             arrived: Instant::now(),
@@ -156,6 +192,29 @@ impl Handle {
             TrySendError::Disconnected(_) => gone(),
         })?;
         answer.await.map_err(|_| gone())?
+    }
+
+    /// Changes what can be changed while the thread runs.
+    pub async fn set(&self, settings: Settings) {
+        let mut message = Message::Settings(settings);
+        // A full channel means a thread that is busy: it takes some after its step.
+        while let Err(TrySendError::Full(back)) = self.messages.try_send(message) {
+            message = back;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Has the model in the slot take the place of the one that is served, which is to have no requests left.
+    ///
+    /// # Errors
+    /// Why it can't: the old one goes on.
+    pub async fn change(&self) -> Result<(ServedModel, u64), String> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.messages.try_send(Message::Change(reply));
+        sent.map_err(|_| "the engine is too busy".to_owned())?;
+        answer
+            .await
+            .map_err(|_| "the engine has ended".to_owned())?
     }
 
     /// Has the figures published; waits for it, but not for long.
@@ -187,7 +246,10 @@ struct Active {
     index: usize,
     events: mpsc::Sender<Indexed>,
     arrived: Instant,
+    first_token: Option<Instant>,
     last_token: Option<Instant>,
+    operation: &'static str,
+    trace: Option<Parent>,
     prompt_tokens: usize,
     new_tokens: usize,
     turn: Option<Turn>,
@@ -203,18 +265,51 @@ struct Turn {
 
 struct Worker<D> {
     engine: Engine<D>,
+    slot: Slot<D>,
     inbox: Receiver<Message>,
     shared: Arc<Shared>,
     active: HashMap<RequestId, Active>,
-    max_active: usize,
+    settings: Settings,
     keeper: Keeper,
+    traces: Told,
     published: Instant,
+    idle: Idle,
+}
+
+/// Where traces go, if anywhere, and what they call the model.
+struct Told {
+    to: Option<Traces>,
+    model: String,
+}
+
+impl Told {
+    fn tell(&self, active: &Active, event: &Event) {
+        if let (Some(traces), Event::Finished { reason, usage, .. }) = (&self.to, event) {
+            traces.tell(&Ended {
+                operation: active.operation,
+                model: &self.model,
+                parent: active.trace,
+                arrived: active.arrived,
+                first_token: active.first_token,
+                reason,
+                usage,
+            });
+        }
+    }
+}
+
+/// The time without work.
+#[derive(Default)]
+struct Idle {
+    since_ms: Option<u64>,
+    /// Nothing more can sink.
+    has_sunk: bool,
 }
 
 /// Tells that the thread has ended, also by a panic.
-struct Ended(Arc<Shared>);
+struct EndOfThread(Arc<Shared>);
 
-impl Drop for Ended {
+impl Drop for EndOfThread {
     fn drop(&mut self) {
         self.0.ended.store(true, Ordering::Relaxed);
     }
@@ -222,15 +317,13 @@ impl Drop for Ended {
 
 impl<D: Decoder> Worker<D> {
     fn run(mut self) {
-        let _ended = Ended(Arc::clone(&self.shared));
+        let _ended = EndOfThread(Arc::clone(&self.shared));
         loop {
             if !self.take_messages() {
                 break;
             }
             self.cancel_abandoned();
-            if self.engine.is_idle() {
-                self.engine.rest(clock_ms());
-            }
+            self.rest();
             let events = self.engine.step(clock_ms());
             self.deliver(events);
             let is_idle = self.engine.is_idle();
@@ -247,6 +340,49 @@ impl<D: Decoder> Worker<D> {
         // With a disk level, what the cache holds is found again after a restart.
         self.engine.clear_cache();
         self.publish();
+    }
+
+    /// What an engine does that has nothing to compute.
+    fn rest(&mut self) {
+        if !self.engine.is_idle() {
+            self.idle = Idle::default();
+            return;
+        }
+        let now_ms = clock_ms();
+        self.engine.rest(now_ms);
+        let since_ms = *self.idle.since_ms.get_or_insert(now_ms);
+        let may_sink = self
+            .settings
+            .idle_sink_ms
+            .is_some_and(|patience_ms| now_ms.saturating_sub(since_ms) >= patience_ms);
+        if may_sink && !self.idle.has_sunk {
+            self.idle.has_sunk = self.engine.sink_unused(SINK_BYTES, now_ms) == 0;
+        }
+    }
+
+    /// The model in the slot takes the place of this one.
+    fn change(&mut self) -> Result<(ServedModel, u64), String> {
+        let load = self
+            .slot
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let load = load.ok_or("no model is ready to be loaded")?;
+        // Whoever is still here has no reader.
+        self.cancel_all();
+        let cache = self.engine.cache_mut();
+        self.keeper.save_some(cache, true, clock_ms());
+        self.engine.make_way(clock_ms());
+        // A loader that panics must not end those who serve.
+        let loaded = catch_unwind(AssertUnwindSafe(load))
+            .unwrap_or_else(|_| Err("the model broke its loader; the log says where".into()))?;
+        self.engine = loaded.engine;
+        self.engine.set_step_ms(self.settings.step_ms);
+        self.keeper = Keeper::new(loaded.sessions);
+        self.traces.model.clone_from(&loaded.model.id);
+        self.idle = Idle::default();
+        self.publish();
+        Ok((loaded.model, loaded.mapped_bytes))
     }
 
     /// Waits for a message if there is nothing to do. False: it is time to end.
@@ -271,6 +407,13 @@ impl<D: Decoder> Worker<D> {
                     self.publish();
                     let _ = reply.send(());
                 }
+                Message::Settings(settings) => {
+                    self.settings = settings;
+                    self.engine.set_step_ms(settings.step_ms);
+                }
+                Message::Change(reply) => {
+                    let _ = reply.send(self.change());
+                }
                 Message::Stop => return false,
             }
             next = self.inbox.try_recv().ok();
@@ -288,10 +431,10 @@ impl<D: Decoder> Worker<D> {
     }
 
     fn try_admit(&mut self, call: &Call) -> Result<(), ApiError> {
-        if self.active.len() + call.requests.len() > self.max_active {
+        if self.active.len() + call.requests.len() > self.settings.max_active {
             return Err(ApiError::busy());
         }
-        if let (Some(wish), Some(first)) = (&call.session, call.requests.first()) {
+        if let (Some(wish), Some(first)) = (&call.asking.session, call.requests.first()) {
             let namespace = self.engine.namespace(&first.tenant, first.quality);
             let cache = self.engine.cache_mut();
             self.keeper.begin(&namespace, &wish.name, cache, clock_ms());
@@ -310,12 +453,15 @@ impl<D: Decoder> Worker<D> {
         }
         for (id, index) in ids {
             let request = &call.requests[index];
-            let session = call.session.clone().filter(|_| index == 0);
+            let session = call.asking.session.clone().filter(|_| index == 0);
             let active = Active {
                 index,
                 events: call.events.clone(),
                 arrived: call.arrived,
+                first_token: None,
                 last_token: None,
+                operation: call.asking.operation,
+                trace: call.asking.trace,
                 prompt_tokens: request.prompt.len(),
                 new_tokens: 0,
                 turn: session.map(|wish| Turn {
@@ -371,6 +517,7 @@ impl<D: Decoder> Worker<D> {
             };
             let finished = matches!(event, Event::Finished { .. });
             measure(&self.shared.metrics, active, &event, now);
+            self.traces.tell(active, &event);
             if let (Some(turn), Event::Token { id, .. }) = (&mut active.turn, &event) {
                 turn.tokens.push(*id);
             }
@@ -421,7 +568,10 @@ fn measure(metrics: &Metrics, active: &mut Active, event: &Event, now: Instant) 
             active.new_tokens += 1;
             metrics.generation_tokens.add(1);
             match active.last_token.replace(now) {
-                None => metrics.first_token.observe(now - active.arrived),
+                None => {
+                    active.first_token = Some(now);
+                    metrics.first_token.observe(now - active.arrived);
+                }
                 Some(last) => metrics.between_tokens.observe(now - last),
             }
         }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use neap_server::Options;
+use neap_server::Live;
 use serde_json::{Value, json};
 use support::{CONTEXT, Setup, serve};
 
@@ -184,13 +184,12 @@ const COMPLETIONS: &str = "/v1/completions";
 
 /// Posts what is wrong and looks at the status, the field and the code of the refusal.
 async fn refused(path: &str, body: Value, status: u16, param: Option<&str>, code: Option<&str>) {
-    let options = Options {
-        port: 0,
+    let live = Live {
         max_body_bytes: 64 << 10,
-        ..Options::default()
+        ..Live::default()
     };
     let server = serve(Setup {
-        options,
+        live,
         ..Setup::default()
     })
     .await;
@@ -270,14 +269,13 @@ async fn what_is_no_json_or_no_post_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_keep_tenants_apart() {
-    let options = Options {
-        port: 0,
+    let live = Live {
         api_keys: vec!["one".into(), "two".into()],
         admin_key: Some("boss".into()),
-        ..Options::default()
+        ..Live::default()
     };
     let server = serve(Setup {
-        options,
+        live,
         ..Setup::default()
     })
     .await;

@@ -4,7 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use neap_server::Options;
+use neap_server::Live;
 use serde_json::{Value, json};
 use support::{BLOCK_BYTES, Server, Setup, serve};
 use tokio::io::AsyncReadExt;
@@ -155,13 +155,12 @@ async fn a_client_that_leaves_frees_its_sequence() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_read_is_cut_off() {
-    let options = Options {
-        port: 0,
+    let live = Live {
         slow_client: Duration::from_millis(200),
-        ..Options::default()
+        ..Live::default()
     };
     let server = serve(Setup {
-        options,
+        live,
         parallel: 16,
         blocks: 4096,
         ..Setup::default()
@@ -188,13 +187,12 @@ async fn a_client_that_does_not_read_is_cut_off() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_full_queue_is_said_at_once() {
-    let options = Options {
-        port: 0,
+    let live = Live {
         max_active: 2,
-        ..Options::default()
+        ..Live::default()
     };
     let server = serve(Setup {
-        options,
+        live,
         parallel: 1,
         step: Duration::from_millis(5),
         ..Setup::default()

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{ModelArgs, RemoteArgs};
 use crate::bytes;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
     /// Address to listen on; 0.0.0.0 for every machine that can reach this one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
@@ -44,6 +44,10 @@ pub struct ServeArgs {
     pub disk_limit: u64,
     #[command(flatten)]
     pub remote: RemoteArgs,
+    /// Send traces of requests to an OpenTelemetry collector (OTLP over HTTP as JSON), such as http://127.0.0.1:4318; a
+    /// request with a `traceparent` joins its trace.
+    #[arg(long, value_name = "URL")]
+    pub otlp: Option<String>,
     /// Size of a request's body at most.
     #[arg(long, value_name = "SIZE", value_parser = bytes::parse, default_value = "8MiB")]
     pub max_body: u64,
@@ -54,10 +58,17 @@ pub struct ServeArgs {
     /// the pauses of running answers short, longer computes long prompts a little faster.
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 400, value_parser = clap::value_parser!(u64).range(1..))]
     pub step_ms: u64,
-    /// Time for running requests to finish when the server is asked to end.
+    /// Once nothing has run for so long, cached keys and values go to disk, or are packed without loss where there is
+    /// no --disk, so that their memory is the system's again; 0 never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub idle_sink: u64,
+    /// Time for running requests to finish when the server is asked to end, or to change its model.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub grace: u64,
     /// Take flags from a TOML file: its keys are these flags' names; the command line goes first.
+    ///
+    /// SIGHUP and POST /admin/reload read it again: keys, limits and the budget change at once, the model and what it
+    /// runs with when what runs has finished. What needs a restart is named in the answer and the log.
     #[arg(long, value_name = "PATH")]
     pub config: Option<PathBuf>,
     #[command(flatten)]
@@ -130,9 +141,52 @@ pub struct BenchServeArgs {
     /// Watch the resident memory of this process.
     #[arg(long, value_name = "PID")]
     pub pid: Option<u32>,
+    /// Look at it once more so long after the last answer.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, requires = "pid")]
+    pub settle: u64,
     /// Give an answer up that says nothing for so long.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub timeout: u64,
+    /// Equal seeds give equal loads.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchLoadArgs {
+    /// The server; TLS is not spoken.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// Its API key.
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// Its admin key, if it has one.
+    #[arg(long, value_name = "KEY")]
+    pub admin_key: Option<String>,
+    /// Clients at once at most.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub clients: usize,
+    /// How long.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub seconds: u64,
+    /// How long the server's capacity is measured before.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    pub measure: u64,
+    /// Share of the capacity that is asked for.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = positive)]
+    pub share: f64,
+    /// The lower budget, as a share of the server's.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.4, value_parser = positive)]
+    pub low: f64,
+    /// Time between two changes of the budget.
+    #[arg(long, value_name = "SECONDS", default_value_t = 15)]
+    pub change_every: u64,
+    /// Resident memory beyond what is charged may grow by so much.
+    #[arg(long, value_name = "SIZE", value_parser = bytes::parse, default_value = "32MiB")]
+    pub growth: u64,
     /// Equal seeds give equal loads.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

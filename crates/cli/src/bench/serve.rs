@@ -4,16 +4,14 @@
 //! is a thread that mostly waits.
 
 mod client;
-mod http;
 mod record;
-mod workload;
+pub mod workload;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use client::{Open, Talk};
-use http::Target;
 use neap_memory::resident::rss_bytes_of;
 use neap_sim::trace;
 use record::{Goals, Record, Resident, Sample};
@@ -21,11 +19,10 @@ use workload::{Conversation, Shape};
 
 use crate::args::BenchServeArgs;
 use crate::failure::Failure;
+use crate::http::Target;
 
 /// How often the resident memory is looked at.
 const RSS_EVERY: Duration = Duration::from_millis(100);
-/// How long after the last answer it is looked at once more.
-const SETTLE: Duration = Duration::from_secs(5);
 /// Conversations at most: each is a thread.
 const MAX_CONVERSATIONS: usize = 20_000;
 
@@ -59,7 +56,7 @@ pub fn run(args: &BenchServeArgs) -> Result<(), Failure> {
     let wall_s = begin.elapsed().as_secs_f64();
     let resident = match (args.pid, rss_before) {
         (Some(pid), Some(before)) => {
-            std::thread::sleep(SETTLE);
+            std::thread::sleep(Duration::from_secs(args.settle));
             let after = resident_of(pid)?;
             Some(Resident {
                 before,

@@ -2,5 +2,6 @@
 
 mod kill;
 mod memory;
+mod reload;
 mod remote;
 mod server;

@@ -1,7 +1,10 @@
 //! A server of the shipped model that ends with its test.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
 
 pub struct Server {
     child: Child,
@@ -31,6 +34,10 @@ impl Server {
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, url }
     }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
 }
 
 impl Drop for Server {
@@ -38,6 +45,28 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The status and the JSON of an answer; an empty key and a body that is null are left out.
+pub fn ask(url: &str, (method, path): (&str, &str), key: &str, body: &Value) -> (u16, Value) {
+    let address = url.trim_start_matches("http://");
+    let body = match body {
+        Value::Null => String::new(),
+        body => body.to_string(),
+    };
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+    if !key.is_empty() {
+        head.push_str(&format!("Authorization: Bearer {key}\r\n"));
+    }
+    head.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
+    let mut stream = TcpStream::connect(address).expect("the server accepts");
+    stream.write_all(head.as_bytes()).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
+    let body = serde_json::from_str(body).expect("JSON");
+    (status.expect("a status"), body)
 }
 
 /// Runs `neap` to its end.

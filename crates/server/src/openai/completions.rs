@@ -28,9 +28,10 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Result<Res
     let caller = Caller::of(&app, request.headers())?;
     let peer = request.extensions().get::<Peer>().cloned();
     let body = app.read_json(request).await?;
-    let shared = Arc::clone(&app);
-    let generation = blocking(move || read(&shared.model, &body, caller)).await?;
-    respond(app, generation, peer).await
+    let model = app.serving.lease().await;
+    let reader = model.clone();
+    let generation = blocking(move || read(&reader, &body, caller)).await?;
+    respond((app, model), generation, peer).await
 }
 
 /// What a body asks for.

@@ -88,7 +88,7 @@ async fn answer(
     request: Request,
     work: fn(&App, &Fields<'_>) -> Result<Value, ApiError>,
 ) -> Result<Response, ApiError> {
-    app.keys.tenant(request.headers())?;
+    app.keys().tenant(request.headers())?;
     let body = app.read_json(request).await?;
     let answer = blocking(move || work(&app, &Fields::of(&body)?)).await?;
     Ok(json_response(StatusCode::OK, &answer))

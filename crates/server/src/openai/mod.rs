@@ -23,7 +23,9 @@ use tokio::sync::mpsc::Receiver;
 use crate::app::{App, ServedModel};
 use crate::auth::Peer;
 use crate::error::{ApiError, json_response};
-use crate::worker::{Indexed, clock_ms};
+use crate::serving::Lease;
+use crate::traces::Parent;
+use crate::worker::{Asking, Indexed, clock_ms};
 use answer::{Answer, Shape};
 use params::Params;
 use stream::Chunked;
@@ -35,6 +37,10 @@ pub struct Caller {
     pub tenant: String,
     /// From the `X-Request-Timeout` header.
     pub timeout: Option<Duration>,
+    /// When it came, on the engine's clock.
+    pub arrived_ms: u64,
+    /// From the `traceparent` header.
+    pub trace: Option<Parent>,
 }
 
 impl Caller {
@@ -43,7 +49,7 @@ impl Caller {
     /// # Errors
     /// 401 without a key where one is needed, 400 for a header that is no time.
     pub fn of(app: &App, headers: &HeaderMap) -> Result<Self, ApiError> {
-        let tenant = app.keys.tenant(headers)?;
+        let tenant = app.keys().tenant(headers)?;
         let timeout = match headers.get(TIMEOUT_HEADER) {
             None => None,
             Some(value) => {
@@ -57,7 +63,12 @@ impl Caller {
                 Some(timeout.ok_or_else(wrong)?)
             }
         };
-        Ok(Self { tenant, timeout })
+        Ok(Self {
+            tenant,
+            timeout,
+            arrived_ms: clock_ms(),
+            trace: Parent::of(headers),
+        })
     }
 }
 
@@ -87,7 +98,8 @@ impl Generation {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        let deadline_ms = timeout.map(|t| clock_ms().saturating_add(t.as_millis() as u64));
+        let arrived_ms = self.caller.arrived_ms;
+        let deadline_ms = timeout.map(|t| arrived_ms.saturating_add(t.as_millis() as u64));
         let mut requests = Vec::with_capacity(self.prompts.len() * self.params.n);
         for prompt in &self.prompts {
             for choice in 0..self.params.n {
@@ -119,8 +131,15 @@ impl Generation {
     /// # Errors
     /// What to tell the client.
     async fn submit(&self, app: &App) -> Result<Receiver<Indexed>, ApiError> {
-        let session = self.params.session.clone();
-        let submitted = app.engine.submit(self.requests(), session).await;
+        let asking = Asking {
+            session: self.params.session.clone(),
+            operation: match self.shape {
+                Shape::Chat | Shape::Response => "chat",
+                Shape::Completion => "text_completion",
+            },
+            trace: self.caller.trace,
+        };
+        let submitted = app.engine.submit(self.requests(), asking).await;
         submitted.map_err(|why| name_prompt(why, self.shape))
     }
 }
@@ -139,18 +158,18 @@ pub fn compile(model: &ServedModel, lark: &str, field: &str) -> Result<Grammar, 
 
 /// Runs a generation and answers, at once or as a stream.
 pub async fn respond(
-    app: Arc<App>,
+    (app, model): (Arc<App>, Lease),
     generation: Generation,
     peer: Option<Peer>,
 ) -> Result<Response, ApiError> {
     let events = generation.submit(&app).await?;
-    let head = answer::Head::new(generation.shape, &app.model.id);
+    let head = answer::Head::new(generation.shape, &model.id);
     if generation.params.stream {
-        let frames = Chunked::new(Arc::clone(&app), head, &generation);
+        let frames = Chunked::new(model, head, &generation);
         return Ok(stream::respond(&app, frames, events, peer));
     }
     let answer = gather(&generation, events).await?;
-    let body = answer.to_json(&head, &app.model.tokenizer);
+    let body = answer.to_json(&head, &model.tokenizer);
     Ok(json_response(StatusCode::OK, &body))
 }
 

@@ -7,16 +7,17 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use crate::app::App;
+use crate::app::{App, ServedModel};
 use crate::error::{ApiError, json_response};
 
 /// `GET /v1/models`.
 pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, ApiError> {
-    app.keys.tenant(&headers)?;
-    let mut served = vec![describe(&app)];
-    served.extend(app.embedding.as_ref().map(|model| {
-        let created = app.model.created;
-        json!({"id": model.id, "object": "model", "created": created, "owned_by": "neap"})
+    app.keys().tenant(&headers)?;
+    let model = app.serving.now();
+    let mut served = vec![describe(&model)];
+    served.extend(app.embedding.as_ref().map(|other| {
+        let created = model.created;
+        json!({"id": other.id, "object": "model", "created": created, "owned_by": "neap"})
     }));
     let answer = json!({"object": "list", "data": served});
     Ok(json_response(StatusCode::OK, &answer))
@@ -28,11 +29,12 @@ pub async fn one(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    app.keys.tenant(&headers)?;
-    if id != app.model.id {
-        return Err(unknown(&id, &app.model.id));
+    app.keys().tenant(&headers)?;
+    let model = app.serving.now();
+    if id != model.id {
+        return Err(unknown(&id, &model.id));
     }
-    Ok(json_response(StatusCode::OK, &describe(&app)))
+    Ok(json_response(StatusCode::OK, &describe(&model)))
 }
 
 /// 404 for a model that is not served.
@@ -45,12 +47,12 @@ pub fn unknown(id: &str, served: &str) -> ApiError {
     error
 }
 
-fn describe(app: &App) -> Value {
+fn describe(model: &ServedModel) -> Value {
     json!({
-        "id": app.model.id,
+        "id": model.id,
         "object": "model",
-        "created": app.model.created,
+        "created": model.created,
         "owned_by": "neap",
-        "max_model_len": app.model.context_tokens,
+        "max_model_len": model.context_tokens,
     })
 }

@@ -25,6 +25,7 @@ use crate::error::{ApiError, json_response};
 use crate::fields::Fields;
 use body::Head;
 pub use store::Store;
+pub use stream::Told;
 
 /// What this server does not do, though it would change the answer.
 const UNSUPPORTED: [&str; 3] = ["background", "conversation", "prompt"];
@@ -32,7 +33,7 @@ const UNSUPPORTED: [&str; 3] = ["background", "conversation", "prompt"];
 /// A call as it was read.
 pub struct Asked {
     pub generation: Generation,
-    head: Head,
+    pub head: Head,
     /// The conversation before the answer, without instructions: what the next call goes on from.
     messages: Vec<ChatMessage>,
 }
@@ -42,12 +43,13 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Result<Res
     let caller = Caller::of(&app, request.headers())?;
     let peer = request.extensions().get::<Peer>().cloned();
     let body = app.read_json(request).await?;
-    let shared = Arc::clone(&app);
-    let asked = blocking(move || read((&shared.model, &shared.responses), &body, caller)).await?;
+    let model = app.serving.lease().await;
+    let (shared, reader) = (Arc::clone(&app), model.clone());
+    let asked = blocking(move || read((&reader, &shared.responses), &body, caller)).await?;
     let received = asked.generation.submit(&app).await?;
     let tenant = asked.generation.caller.tenant.clone();
     if asked.generation.params.stream {
-        let frames = stream::Told::new(Arc::clone(&app), tenant, asked);
+        let frames = Told::new((Arc::clone(&app.responses), model), tenant, asked);
         return Ok(events::respond(&app, frames, received, peer));
     }
     let mut answer = gather(&asked.generation, received).await?;
@@ -118,7 +120,7 @@ pub async fn show(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let tenant = app.keys.tenant(&headers)?;
+    let tenant = app.keys().tenant(&headers)?;
     let body = app.responses.body(&tenant, &id)?;
     Ok(json_response(StatusCode::OK, &body))
 }
@@ -129,7 +131,7 @@ pub async fn delete(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let tenant = app.keys.tenant(&headers)?;
+    let tenant = app.keys().tenant(&headers)?;
     app.responses.delete(&tenant, &id)?;
     let body = json!({"id": id, "object": "response.deleted", "deleted": true});
     Ok(json_response(StatusCode::OK, &body))

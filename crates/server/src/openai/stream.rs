@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
@@ -20,6 +19,7 @@ use super::calls::{CallReader, Piece};
 use crate::app::App;
 use crate::auth::Peer;
 use crate::error::ApiError;
+use crate::serving::Lease;
 use crate::worker::Indexed;
 
 /// Chunks that wait for the client at most; then its slowness is felt, and timed.
@@ -59,7 +59,7 @@ pub fn respond(
     let (chunks, body) = mpsc::channel(CHUNKS_WAITING);
     let client = Client {
         chunks,
-        timeout: app.slow_client,
+        timeout: app.live().slow_client,
         peer,
     };
     tokio::spawn(async move {
@@ -109,7 +109,7 @@ pub fn data(value: &Value) -> String {
 
 /// The chunks of chats and completions.
 pub struct Chunked {
-    app: Arc<App>,
+    model: Lease,
     head: Head,
     n: usize,
     include_usage: bool,
@@ -132,14 +132,14 @@ struct Progress {
 
 impl Chunked {
     /// For the answer to `generation`.
-    pub fn new(app: Arc<App>, head: Head, generation: &Generation) -> Self {
+    pub fn new(model: Lease, head: Head, generation: &Generation) -> Self {
         let choices = generation.prompts.len() * generation.params.n;
         let progress = || Progress {
             reader: generation.calls.map(CallReader::new),
             ..Progress::default()
         };
         Self {
-            app,
+            model,
             head,
             n: generation.params.n,
             include_usage: generation.params.include_usage,
@@ -190,7 +190,7 @@ impl Chunked {
         finish: Option<&str>,
     ) -> String {
         let logprobs = if self.wants_logprobs && !tokens.is_empty() {
-            let tokenizer = &self.app.model.tokenizer;
+            let tokenizer = &self.model.tokenizer;
             let offset = &mut self.choices[index].offset;
             logprobs_json(self.head.shape, tokens, offset, tokenizer)
         } else {

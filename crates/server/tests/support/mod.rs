@@ -12,12 +12,12 @@ use neap_engine::{Engine, EngineConfig};
 use neap_memory::cache::{CacheOptions, KvCache};
 use neap_memory::disk::{Directory, DiskOptions, DiskStore};
 use neap_memory::session::Sessions;
-use neap_memory::{Budget, KvPool};
+use neap_memory::{Budget, Fingerprint, KvPool};
 use neap_model::chat::ChatTemplate;
 use neap_model::decoder::{Decoder, DecoderLimits, SequenceChunk, StepError};
 use neap_model::source::ModelSource;
 use neap_model::tokenizer::Tokenizer;
-use neap_server::{Options, Running, ServedModel, start};
+use neap_server::{Configuration, Live, Loaded, Options, Running, ServedModel, start};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -30,6 +30,7 @@ pub const CONTEXT: usize = 4096;
 /// changes what follows.
 pub struct FakeDecoder {
     ids: Vec<u32>,
+    salt: u64,
     vocab_size: usize,
     logits: Vec<f32>,
     step: Duration,
@@ -64,7 +65,7 @@ impl Decoder for FakeDecoder {
                     .copy_from_slice(&token.to_le_bytes());
             }
             let end = start + chunk.tokens.len();
-            let hash = (0..end).fold(0xcbf2_9ce4_8422_2325_u64, |h, i| {
+            let hash = (0..end).fold(0xcbf2_9ce4_8422_2325_u64 ^ self.salt, |h, i| {
                 let bytes = &chunk.table.block(i / BLOCK_TOKENS)[i % BLOCK_TOKENS * 4..][..4];
                 let token = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
                 (h ^ u64::from(token)).wrapping_mul(0x100_0000_01b3)
@@ -81,8 +82,10 @@ impl Decoder for FakeDecoder {
     }
 }
 
+pub type Source = Box<dyn Configuration<FakeDecoder>>;
+
 pub struct Setup {
-    pub options: Options,
+    pub live: Live,
     /// How long a step takes, beside its tokens.
     pub step: Duration,
     /// How long a token takes: where nothing costs anything, nothing is worth keeping.
@@ -91,20 +94,20 @@ pub struct Setup {
     pub blocks: u64,
     /// A folder for the disk level.
     pub disk: Option<PathBuf>,
+    /// What a reload reads, made with the server's budget.
+    pub configuration: Option<fn(Budget) -> Source>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         Self {
-            options: Options {
-                port: 0,
-                ..Options::default()
-            },
+            live: Live::default(),
             step: Duration::ZERO,
             token: Duration::ZERO,
             parallel: 8,
             blocks: 1024,
             disk: None,
+            configuration: None,
         }
     }
 }
@@ -117,7 +120,8 @@ pub struct Server {
     pub fixed_bytes: u64,
 }
 
-pub async fn serve(setup: Setup) -> Server {
+/// A fake model by the name `id`; models of other names say other things.
+pub fn load(id: &str, budget: &Budget, setup: &Setup) -> Result<Loaded<FakeDecoder>, String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/neap-tiny.gguf");
     let tokenizer = Tokenizer::from_source(&ModelSource::open(&path).unwrap()).unwrap();
     let decoder = FakeDecoder {
@@ -128,38 +132,53 @@ pub async fn serve(setup: Setup) -> Server {
                 !tokenizer.is_special(id) && bytes.iter().all(|b| matches!(b, b' ' | b'a'..=b'z'))
             })
             .collect(),
+        salt: id.bytes().map(u64::from).sum(),
         vocab_size: tokenizer.vocab_size(),
         logits: Vec::new(),
         step: setup.step,
         token: setup.token,
     };
-    let budget = Budget::new(1 << 40);
-    let pool = KvPool::new(&budget, BLOCK_BYTES, BLOCK_TOKENS);
+    let pool = KvPool::new(budget, BLOCK_BYTES, BLOCK_TOKENS);
     let config = EngineConfig {
         max_running: setup.parallel,
         secret: [9; 32],
+        fingerprint: Fingerprint::of_parts(&[("model", id.as_bytes())]),
         ..EngineConfig::default()
     };
-    let mut options = setup.options;
-    let disk = setup.disk.map(|folder| {
-        let storage = Directory::open(&folder).unwrap();
+    let disk = setup.disk.as_ref().map(|folder| {
+        let storage = Directory::open(folder).unwrap();
         let limit = DiskOptions::with_limit(1 << 30);
         Arc::new(DiskStore::open(Arc::new(storage), limit).unwrap())
     });
-    options.sessions = disk
+    let sessions = disk
         .as_ref()
         .map(|disk| Sessions::open(disk, config.fingerprint, BLOCK_TOKENS));
     let cache_options = CacheOptions {
         disk,
         ..CacheOptions::new(config.fingerprint)
     };
-    let cache = KvCache::new(&pool, cache_options).unwrap();
+    let cache = KvCache::new(&pool, cache_options).map_err(|why| why.to_string())?;
+    let template = ChatTemplate::fallback(&tokenizer).unwrap();
+    Ok(Loaded {
+        engine: Engine::new(decoder, Some(tokenizer.clone()), cache, config),
+        model: ServedModel::new(id, CONTEXT, tokenizer, template),
+        sessions,
+        mapped_bytes: 0,
+    })
+}
+
+pub async fn serve(setup: Setup) -> Server {
+    let budget = Budget::new(1 << 40);
+    let loaded = load("tiny", &budget, &setup).unwrap();
     let fixed_bytes = budget.charged();
     budget.set_limit(fixed_bytes + setup.blocks * BLOCK_BYTES as u64);
-    let template = ChatTemplate::fallback(&tokenizer).unwrap();
-    let model = ServedModel::new("tiny", CONTEXT, tokenizer.clone(), template);
-    let engine = Engine::new(decoder, Some(tokenizer), cache, config);
-    let running = start(engine, model, options).await.unwrap();
+    let options = Options {
+        port: 0,
+        live: setup.live,
+        ..Options::default()
+    };
+    let configuration = setup.configuration.map(|make| make(budget.clone()));
+    let running = start(loaded, configuration, options).await.unwrap();
     Server {
         address: running.address,
         running,

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::http::{Answer, Target};
 use super::record::Sample;
 use super::workload::{Conversation, Turn, text};
+use crate::http::{Answer, Target};
 
 /// What every conversation of a run shares.
 pub struct Talk {
@@ -26,6 +26,8 @@ pub struct Open<'a> {
     talk: &'a Talk,
     index: usize,
     messages: Vec<Value>,
+    /// Of the turns so far.
+    known_tokens: u64,
 }
 
 impl<'a> Open<'a> {
@@ -39,6 +41,7 @@ impl<'a> Open<'a> {
             talk,
             index,
             messages,
+            known_tokens: 0,
         }
     }
 
@@ -60,6 +63,7 @@ impl<'a> Open<'a> {
         let begin = Instant::now();
         let mut sample = Sample {
             turn: number,
+            known_tokens: self.known_tokens,
             ..Sample::default()
         };
         let answer = match listen(&self.talk.target, &body.to_string(), begin, &mut sample) {
@@ -70,6 +74,7 @@ impl<'a> Open<'a> {
             }
         };
         sample.whole_ms = ms(begin.elapsed());
+        self.known_tokens = sample.prompt_tokens + sample.answer_tokens;
         self.messages
             .push(json!({"role": "assistant", "content": answer}));
         sample

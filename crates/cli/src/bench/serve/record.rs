@@ -19,7 +19,12 @@ pub struct Sample {
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub answer_tokens: u64,
+    /// Tokens of the conversation before this turn.
+    pub known_tokens: u64,
 }
+
+/// Share of a conversation that must come from the server's cache for it to count as ready.
+const READY_SHARE: f64 = 0.9;
 
 /// What a request must keep to count as good.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -31,6 +36,13 @@ pub struct Goals {
 }
 
 impl Sample {
+    /// The conversation goes on, and the server had nearly all of it ready.
+    fn is_ready(&self) -> bool {
+        self.error.is_none()
+            && self.known_tokens > 0
+            && self.cached_tokens as f64 >= READY_SHARE * self.known_tokens as f64
+    }
+
     fn is_good(&self, goals: Goals) -> bool {
         let tokens = self.between_ms.len().max(1) as f64;
         let mean_ms = self.between_ms.iter().sum::<f64>() / tokens;
@@ -72,6 +84,8 @@ pub struct Figures {
     pub failed: usize,
     /// Requests that kept the goals.
     pub good: usize,
+    /// Requests whose conversation the server had ready, but for a tenth.
+    pub ready: usize,
     pub ttft_ms: Spread,
     pub itl_ms: Spread,
     pub request_ms: Spread,
@@ -87,7 +101,8 @@ impl Figures {
         Self {
             requests: samples.clone().count(),
             failed: samples.clone().filter(|s| s.error.is_some()).count(),
-            good: samples.filter(|s| s.is_good(goals)).count(),
+            good: samples.clone().filter(|s| s.is_good(goals)).count(),
+            ready: samples.filter(|s| s.is_ready()).count(),
             ttft_ms: Spread::of(done.clone().map(|s| s.first_token_ms)),
             itl_ms: Spread::of(done.clone().flat_map(|s| s.between_ms.iter().copied())),
             request_ms: Spread::of(done.clone().map(|s| s.whole_ms)),
@@ -169,11 +184,12 @@ impl Record {
             self.answer_tokens_per_s
         );
         println!(
-            "{:>6} {:>8} {:>7} {:>6} {:>9} {:>9} {:>10} {:>10} {:>10} {:>10} {:>11}",
+            "{:>6} {:>8} {:>7} {:>6} {:>6} {:>9} {:>9} {:>10} {:>10} {:>10} {:>10} {:>11}",
             "turn",
             "requests",
             "failed",
             "good",
+            "ready",
             "prompt",
             "cached",
             "ttft p50",
@@ -203,10 +219,11 @@ impl Record {
 
 fn print_row(name: &str, f: &Figures) {
     println!(
-        "{name:>6} {:>8} {:>7} {:>6} {:>9} {:>9} {:>10.1} {:>10.1} {:>10.2} {:>10.2} {:>11.1}",
+        "{name:>6} {:>8} {:>7} {:>6} {:>6} {:>9} {:>9} {:>10.1} {:>10.1} {:>10.2} {:>10.2} {:>11.1}",
         f.requests,
         f.failed,
         f.good,
+        f.ready,
         f.prompt_tokens,
         f.cached_tokens,
         f.ttft_ms.p50,
@@ -250,5 +267,13 @@ mod tests {
         assert_eq!((record.all.good, record.all.failed), (1, 1));
         assert_eq!(record.goodput_per_s, 0.5);
         assert_eq!(record.errors, ["refused"]);
+        assert_eq!(record.all.ready, 0, "nothing was known before");
+        let back = |cached_tokens| Sample {
+            known_tokens: 1000,
+            cached_tokens,
+            ..sample(1.0, 1.0, None)
+        };
+        let figures = Figures::of([back(900), back(899)].iter(), goals);
+        assert_eq!(figures.ready, 1);
     }
 }

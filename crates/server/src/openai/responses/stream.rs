@@ -5,16 +5,18 @@ use std::sync::Arc;
 use neap_engine::Event;
 use serde_json::{Value, json};
 
-use super::Asked;
 use super::body::{call_item, text_part};
-use crate::app::App;
+use super::{Asked, Store};
 use crate::error::ApiError;
 use crate::openai::answer::{Answer, Call};
 use crate::openai::stream::Frames;
+use crate::serving::Lease;
 
 /// A response that is being told.
 pub struct Told {
-    app: Arc<App>,
+    kept: Arc<Store>,
+    /// Until all has been told.
+    _model: Lease,
     tenant: String,
     asked: Asked,
     answer: Answer,
@@ -31,9 +33,10 @@ pub struct Told {
 
 impl Told {
     /// For the answer to `asked`.
-    pub fn new(app: Arc<App>, tenant: String, asked: Asked) -> Self {
+    pub fn new((kept, model): (Arc<Store>, Lease), tenant: String, asked: Asked) -> Self {
         Self {
-            app,
+            kept,
+            _model: model,
             tenant,
             answer: Answer::new(&asked.generation),
             asked,
@@ -192,9 +195,7 @@ impl Frames for Told {
         if self.asked.head.is_stored {
             let messages = std::mem::take(&mut self.asked.messages);
             let choice = &self.answer.choices[0];
-            self.app
-                .responses
-                .keep(&self.tenant, body.clone(), messages, choice);
+            self.kept.keep(&self.tenant, body.clone(), messages, choice);
         }
         let name = format!("response.{status}");
         self.event(&name, json!({"response": body}), out);
