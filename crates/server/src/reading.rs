@@ -25,7 +25,7 @@ pub fn prompt_tokens_of(
     body: &[u8],
 ) -> Result<usize, (u16, String)> {
     let generation = match read(model, path, body).map_err(refusal)? {
-        Read::Chunked(generation) => generation,
+        Read::Chunked(generation) => *generation,
         Read::Response(asked) => asked.generation,
     };
     Ok(generation.prompts.iter().map(Vec::len).sum())
@@ -64,7 +64,7 @@ pub fn answers_of(
 }
 
 enum Read {
-    Chunked(Generation),
+    Chunked(Box<Generation>),
     Response(Box<Asked>),
 }
 
@@ -77,8 +77,12 @@ fn read(model: &ServedModel, path: &str, body: &[u8]) -> Result<Read, ApiError> 
         serde_json::from_slice(body).map_err(|why| ApiError::invalid(why.to_string()))?;
     let caller = Caller::default();
     match path {
-        "/v1/chat/completions" => chat::read(model, &body, caller).map(Read::Chunked),
-        "/v1/completions" => completions::read(model, &body, caller).map(Read::Chunked),
+        "/v1/chat/completions" => chat::read(model, &body, caller)
+            .map(Box::new)
+            .map(Read::Chunked),
+        "/v1/completions" => completions::read(model, &body, caller)
+            .map(Box::new)
+            .map(Read::Chunked),
         "/v1/responses" => {
             let kept = Store::new(&Budget::new(0));
             let asked = responses::read((model, &kept), &body, caller)?;

@@ -64,12 +64,12 @@ fn the_file_is_read_again() {
 
     config(
         &model,
-        "memory = \"80MiB\"\napi-key = [\"k\"]\nport = 1\nmax-queue = 9",
+        "memory = \"80MiB\"\napi-key = [\"k\"]\notlp = \"http://127.0.0.1:9\"\nmax-queue = 9",
     );
     let (status, told) = reload(&server);
     assert_eq!(status, 200, "{told}");
     assert_eq!(told["changed"], json!(["api-key", "max-queue", "memory"]));
-    assert_eq!(told["needs_restart"], json!(["port"]));
+    assert_eq!(told["needs_restart"], json!(["otlp"]));
     assert_eq!(complete(&server, "").0, 401);
     let memory = ask(&server.url, ("GET", "/memory"), "boss", &Value::Null).1;
     assert_eq!(memory["budget"]["limit_bytes"], 80 << 20);

@@ -68,15 +68,15 @@ impl Questions {
     pub fn new(target: Target, model: &str, seed: u64) -> Self {
         let body = |index: usize| {
             let number = index as u64;
-            let beginning = text(seed ^ 1 << 40 ^ number % BEGINNINGS, 150);
-            let question = text(seed ^ 1 << 41 ^ number, 20 + index * 37 % 200);
+            let beginning = text(seed ^ 1 << 40 ^ (number % BEGINNINGS), 150);
+            let question = text(seed ^ 1 << 41 ^ number, 20 + (index * 37) % 200);
             let body = json!({
                 "model": model,
                 "messages": [
                     {"role": "system", "content": beginning},
                     {"role": "user", "content": question},
                 ],
-                "max_tokens": 16 + index % 5 * 24,
+                "max_tokens": 16 + (index % 5) * 24,
                 "temperature": 0,
                 "ignore_eos": true,
                 "stream": true,
