@@ -354,6 +354,10 @@ impl DecisionLog {
     /// Makes a plan and notes it.
     pub fn plan(&mut self, at_ms: u64, occasion: Occasion, situation: &Situation) -> Plan {
         let plan = plan(situation);
+        if occasion == Occasion::Idle && plan.steps.is_empty() {
+            // All has sunk: no decision.
+            return plan;
+        }
         self.steps += plan.steps.len();
         while self.entries.len() == self.room || self.steps > LOGGED_STEPS {
             let Some(oldest) = self.entries.pop_front() else {
