@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use neap_engine::{Engine, EngineConfig};
-use neap_memory::Fingerprint;
 use neap_memory::cache::{CacheOptions, KvCache};
 use neap_memory::disk::{Directory, DiskOptions, DiskStore};
 use neap_memory::pressure::watch::{Watch, WatchOptions};
@@ -60,7 +59,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         grace: Duration::from_secs(args.grace),
     };
     warn_if_open(&options);
-    let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
+    let fingerprint = parts.fingerprint()?;
     let block_tokens = parts.kv.block_tokens();
     options.sessions = disk
         .as_ref()
@@ -132,7 +131,7 @@ fn engine(
     below: Below<'_>,
     args: &ServeArgs,
 ) -> Result<Engine<CpuDecoder>, Failure> {
-    let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
+    let fingerprint = parts.fingerprint()?;
     let options = CacheOptions {
         disk: below.disk.map(|d| Arc::clone(&d.store)),
         remote: below.remote,
