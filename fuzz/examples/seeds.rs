@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
+use neap_kernels::Isa;
 use neap_kernels::format::WeightFormat;
+use neap_kernels::kv::{KvFormat, KvLayout, max_packed_bytes, pack_int4};
+use neap_memory::codec::{BlockCodec, Packed};
 use neap_model::config::ARCHITECTURES;
 use serde_json::json;
 use tiny::{Tiny, write_gguf, write_safetensors};
@@ -50,7 +53,8 @@ fn main() -> std::io::Result<()> {
         )?;
     }
     requests()?;
-    answers()
+    answers()?;
+    packed()
 }
 
 /// A body for each path, with what makes reading it most work.
@@ -111,6 +115,29 @@ fn answers() -> std::io::Result<()> {
                 bytes.push(0xFF);
             }
             write("answer", &format!("{which}-{index}"), &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Packed blocks of zeros and of something, lossless and of four bits.
+fn packed() -> std::io::Result<()> {
+    for head_dim in [8_u8, 40, 64] {
+        let hot: Vec<u8> = (0..2 * usize::from(head_dim)).map(|i| (i % 5) as u8).collect();
+        let mut out = vec![0; Packed.max_encoded_bytes(hot.len())];
+        let len = Packed.encode(&hot, &mut out).expect("room");
+        let seed = [&[0, head_dim - 1], &out[..len]].concat();
+        write("packed", &format!("lossless-{head_dim}"), &seed)?;
+        let layout = KvLayout::new(1, 2, usize::from(head_dim)).expect("a layout");
+        let mut block = vec![0; layout.block_bytes(KvFormat::Int4)];
+        let mut out = vec![0; max_packed_bytes(&layout)];
+        for (name, step) in [("zeros", 0), ("steps", 1)] {
+            for (i, byte) in block.iter_mut().enumerate() {
+                *byte = (i / 7 % 4 * step * 0x11) as u8;
+            }
+            let len = pack_int4(Isa::Scalar, &layout, &block, &mut out).expect("room");
+            let seed = [&[1, head_dim - 1], &out[..len]].concat();
+            write("packed", &format!("{name}-{head_dim}"), &seed)?;
         }
     }
     Ok(())

@@ -8,9 +8,14 @@ use neap_memory::{KvQuality, Level};
 
 use crate::bytes;
 
+mod eval;
 mod serve;
 mod tune;
 
+pub use eval::{
+    EvalClassifyArgs, EvalCommand, EvalKvArgs, EvalNeedleArgs, EvalNerArgs, EvalPerplexityArgs,
+    EvalRecallArgs,
+};
 pub use serve::{BenchLoadArgs, BenchServeArgs, ServeArgs};
 pub use tune::TuneArgs;
 
@@ -327,70 +332,6 @@ pub struct InspectArgs {
     /// List every tensor.
     #[arg(short, long)]
     pub tensors: bool,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum EvalCommand {
-    /// Whether facts are found again after a given distance.
-    Recall(EvalRecallArgs),
-    /// How well a model guesses a text, as llama.cpp's perplexity defines it.
-    Perplexity(EvalPerplexityArgs),
-    /// What each level of keys and values costs in quality: bits, perplexity, KL divergence and recall.
-    Kv(EvalKvArgs),
-}
-
-#[derive(Debug, Args)]
-pub struct EvalRecallArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Tasks as lines of JSON with prompt, answer, distance_tokens and kind; those inside neap if left out.
-    #[arg(long, value_name = "PATH")]
-    pub tasks: Option<PathBuf>,
-    /// Tasks that are computed together.
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    pub parallel: usize,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct EvalPerplexityArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// The text.
-    #[arg(short, long, value_name = "PATH")]
-    pub file: PathBuf,
-    /// Tokens of a window; the second half of each is scored.
-    #[arg(short, long, value_name = "TOKENS", default_value_t = 512)]
-    pub window: usize,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct EvalKvArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// The text; the one inside neap that its model was not trained on, if left out.
-    #[arg(short, long, value_name = "PATH")]
-    pub file: Option<PathBuf>,
-    /// Tokens of a window; the second half of each is scored.
-    #[arg(short, long, value_name = "TOKENS", default_value_t = 2048)]
-    pub window: usize,
-    /// Windows of the text at most.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub windows: usize,
-    /// Draw quality against bits into an SVG file.
-    #[arg(long, value_name = "PATH")]
-    pub plot: Option<PathBuf>,
-    /// Do not ask for facts; the tasks inside neap are in the language of its own model.
-    #[arg(long)]
-    pub no_recall: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

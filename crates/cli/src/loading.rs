@@ -45,6 +45,22 @@ pub struct Parts {
     pub isa: Isa,
 }
 
+impl Parts {
+    /// See [`fingerprint`].
+    pub fn fingerprint(&self) -> Result<Fingerprint, Failure> {
+        let model = self.source.fingerprint()?.0;
+        Ok(neap_memory::fingerprint(&model, &self.quantized))
+    }
+}
+
+/// What the contents of a stored block depend on: the model, and the forms that blocks are stored in.
+pub fn fingerprint(args: &ModelArgs, source: &ModelSource) -> Result<Fingerprint, Failure> {
+    let layout = decoder::kv_layout(source.config())?;
+    let quantized = decoder::quantized_levels(layout, args.isa.unwrap_or_else(Isa::best));
+    let model = source.fingerprint()?.0;
+    Ok(neap_memory::fingerprint(&model, &quantized))
+}
+
 /// A model ready to generate.
 pub struct Loaded {
     pub name: String,
@@ -62,7 +78,7 @@ pub struct Loaded {
 pub type Opened = (String, Arc<ModelSource>);
 
 /// Opens the model that `args` name, or the shipped one, with the context that they ask for.
-fn open(args: &ModelArgs) -> Result<Opened, Failure> {
+pub fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     let (name, mut source) = match &args.model {
         Some(path) => (path.display().to_string(), ModelSource::open(path)?),
         None => (shipped::NAME.to_owned(), shipped::source()?),
@@ -228,11 +244,15 @@ pub struct Below {
 
 /// Loads a model for `sequences` at once. From here on the budget follows the pressure on the system.
 pub fn load(args: &ModelArgs, sequences: usize, below: &Below) -> Result<Loaded, Failure> {
-    let parts = load_parts(args, sequences)?;
+    with_engine(load_parts(args, sequences)?, sequences, below)
+}
+
+/// [`load`] of parts that are loaded already, for as many sequences.
+pub fn with_engine(parts: Parts, sequences: usize, below: &Below) -> Result<Loaded, Failure> {
     let tokenizer = tokenizer(&parts.source)?;
     let template = template(&parts.source, &tokenizer)?;
     let limits = parts.decoder.limits();
-    let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
+    let fingerprint = parts.fingerprint()?;
     let remote = below.remote.as_ref();
     let remote = remote.map(|r| r.level(&parts.budget)).transpose()?;
     let options = CacheOptions {

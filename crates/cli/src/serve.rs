@@ -145,7 +145,7 @@ impl Checked {
         let tokenizer = loading::tokenizer(source)?;
         Ok(Self {
             id,
-            fingerprint: Fingerprint::from_bytes(source.fingerprint()?.0),
+            fingerprint: loading::fingerprint(&args.model, source)?,
             template: loading::template(source, &tokenizer)?,
             tokenizer,
             opened,

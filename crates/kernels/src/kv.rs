@@ -17,12 +17,14 @@
 
 mod codec;
 mod convert;
+mod pack;
 pub(crate) mod quantized;
 #[cfg(test)]
 mod tests;
 
 use crate::Isa;
-pub use convert::convert_block;
+pub use convert::{CodeBits, coarsen_block, convert_block};
+pub use pack::{PACK_VERSION, max_packed_bytes, pack_int4, packing_scratch_bytes, unpack_int4};
 use std::ops::Range;
 
 /// Tokens in a block.

@@ -11,6 +11,7 @@ pub mod matrix;
 pub mod norm;
 pub mod ops;
 pub mod pool;
+pub mod rans;
 pub mod rope;
 
 mod simd;

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use crate::budget::{Charge, ChargeKind, OverBudget};
 use crate::buffer::Buffer;
-use crate::codec::{BlockCodec, Packed, QuantizedLevels};
+use crate::codec::{BlockCodec, PACKED_ID, Packed, QuantizedLevels};
 use crate::costs::CostMeter;
 use crate::disk::DiskStore;
 use crate::governor::DecisionLog;
@@ -73,6 +73,8 @@ struct Entry {
     first_turn: u32,
     quality: KvQuality,
     last_use_ms: u64,
+    /// The codec of its packed form, while it is packed.
+    packed_by: u16,
 }
 
 /// How a cache works.
@@ -156,7 +158,9 @@ pub struct KvCache {
     scratch: Buffer<u8>,
     /// What codecs allocate for themselves while they work on a block.
     _codec_scratch: Charge,
+    /// Pages of packed blocks to those of hot ones: lossless, and of four-bit values.
     packed_ratio: f64,
+    packed_int4_ratio: f64,
     /// Where the next sample of a large tree begins.
     hand: usize,
     /// When the remote level was last asked.
@@ -172,8 +176,10 @@ impl KvCache {
     pub fn new(pool: &KvPool, options: CacheOptions) -> Result<Self, OverBudget> {
         let (budget, block_bytes) = (pool.budget(), pool.block_bytes());
         let most = |of: &dyn Fn(&dyn BlockCodec) -> usize| {
-            let quantized = options.quantized.iter().map(|codec| of(&**codec));
-            quantized.fold(of(&Packed), usize::max)
+            let quantized = options.quantized.iter().chain(&options.quantized.packed);
+            quantized
+                .map(|codec| of(&**codec))
+                .fold(of(&Packed), usize::max)
         };
         let encoded_bytes = most(&|codec| codec.max_encoded_bytes(block_bytes));
         let codec_bytes = most(&|codec| codec.scratch_bytes(block_bytes));
@@ -190,6 +196,7 @@ impl KvCache {
             log: DecisionLog::new(256),
             measures: true,
             packed_ratio: 0.85,
+            packed_int4_ratio: 0.2,
             hand: 0,
             remote_asked_ms: None,
             stats: CacheStats::default(),
@@ -218,6 +225,7 @@ impl KvCache {
                 first_turn: turn,
                 quality: namespace.quality(),
                 last_use_ms: now_ms,
+                packed_by: PACKED_ID,
             }
         });
         if let Some(replaced) = done.replaced {

@@ -4,22 +4,24 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::hash::Fingerprint;
 use crate::level::Level;
 
 pub mod fake;
 pub mod packed;
-mod rans;
 
 pub use packed::Packed;
 
 /// Number of [`Plain`] in stored records.
 pub const PLAIN_ID: u16 = 0;
-/// Number of [`Packed`] in stored records.
-pub const PACKED_ID: u16 = 1;
+/// Number of [`Packed`] in stored records; 1 was an earlier one.
+pub const PACKED_ID: u16 = 5;
 /// Number of the codec of [`Level::Int8`] in stored records.
 pub const INT8_ID: u16 = 2;
 /// Number of the codec of [`Level::Int4`] in stored records.
 pub const INT4_ID: u16 = 3;
+/// Number of the codec of packed blocks of four-bit values in stored records.
+pub const INT4_PACKED_ID: u16 = 4;
 
 /// The [`id`](BlockCodec::id) of a codec of a lossy level: [`INT8_ID`] or [`INT4_ID`].
 #[must_use]
@@ -56,8 +58,18 @@ pub trait BlockCodec: Send + Sync {
     /// Number in stored records; never reused for another form.
     fn id(&self) -> u16;
 
+    /// Version of its form: what another one wrote is a miss, since it is part of the [`Fingerprint`](crate::Fingerprint).
+    fn version(&self) -> u16 {
+        1
+    }
+
     /// The level that its output is held at.
     fn level(&self) -> Level;
+
+    /// The level of the blocks that decoding gives: hot, unless they are to be attended to at a lossy level.
+    fn decodes_to(&self) -> Level {
+        Level::Hot
+    }
 
     /// Bytes that encoding `hot_bytes` takes at most.
     fn max_encoded_bytes(&self, hot_bytes: usize) -> usize;
@@ -88,11 +100,11 @@ pub trait BlockCodec: Send + Sync {
         })
     }
 
-    /// Decodes `encoded` into all of `hot`.
+    /// Decodes `encoded` into all of `block`, of the level that it [`decodes_to`](Self::decodes_to).
     ///
     /// # Errors
-    /// If the bytes are not an encoding of exactly `hot.len()` bytes. `hot` then holds nothing of use.
-    fn decode(&self, encoded: &[u8], hot: &mut [u8]) -> Result<(), CodecError>;
+    /// If the bytes are not an encoding of exactly `block.len()` bytes. `block` then holds nothing of use.
+    fn decode(&self, encoded: &[u8], block: &mut [u8]) -> Result<(), CodecError>;
 }
 
 /// The codecs of the levels that are attended to and lossy, each there or not. Their encodings of one block
@@ -105,6 +117,9 @@ pub struct QuantizedLevels {
     pub int8: Option<Arc<dyn BlockCodec>>,
     /// Codec of [`Level::Int4`], numbered [`INT4_ID`]; it takes hot and int8 blocks.
     pub int4: Option<Arc<dyn BlockCodec>>,
+    /// Codec that packs blocks of four-bit values, numbered [`INT4_PACKED_ID`]: it takes blocks of every attendable level
+    /// and decodes to int4. Not among those of [`iter`](Self::iter).
+    pub packed: Option<Arc<dyn BlockCodec>>,
 }
 
 impl QuantizedLevels {
@@ -118,7 +133,7 @@ impl QuantizedLevels {
         }
     }
 
-    /// Those that are there, from dear to cheap.
+    /// Those of the attendable levels that are there, from dear to cheap.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn BlockCodec>> {
         self.int8.iter().chain(&self.int4)
     }
@@ -126,10 +141,22 @@ impl QuantizedLevels {
 
 impl fmt::Debug for QuantizedLevels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.iter().map(|c| c.name()))
-            .finish()
+        let all = self.iter().chain(&self.packed);
+        f.debug_list().entries(all.map(|c| c.id())).finish()
     }
+}
+
+/// What the bytes of stored blocks depend on: a model, and the forms that blocks are stored in.
+#[must_use]
+pub fn fingerprint(model: &[u8; 32], levels: &QuantizedLevels) -> Fingerprint {
+    let mut forms = Vec::new();
+    let lossless: [&dyn BlockCodec; 2] = [&Plain, &Packed];
+    let lossy = levels.iter().chain(&levels.packed).map(|codec| &**codec);
+    for codec in lossless.into_iter().chain(lossy) {
+        forms.extend_from_slice(&codec.id().to_le_bytes());
+        forms.extend_from_slice(&codec.version().to_le_bytes());
+    }
+    Fingerprint::of_parts(&[("model", model), ("codecs", &forms)])
 }
 
 /// The bytes as they are: what hot blocks are stored as when packing does not pay.

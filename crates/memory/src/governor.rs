@@ -53,6 +53,8 @@ pub struct Candidate {
 pub struct Sink {
     /// The level.
     pub level: Level,
+    /// The level that blocks are attended to at when they come back from there.
+    pub comes_back_at: Level,
     /// Bytes there per byte of the hot block, as measured.
     pub ratio: f64,
     /// The price of the loss, in microseconds per token and use; 0 for lossless levels.
@@ -192,20 +194,34 @@ fn choose(
     freed
 }
 
-/// Packing is for hot blocks; the lossy levels are for those whose quality allows them.
-fn may_sink(candidate: &Candidate, level: Level) -> bool {
-    if level.is_lossy() {
-        level > candidate.level && level <= candidate.lowest
-    } else {
-        level == Level::Packed && candidate.level == Level::Hot && !candidate.is_in_use
+/// The lossy levels are for blocks whose quality allows them. Packing is for those that nothing attends to: with loss where
+/// there is a way to and their quality allows it, else without, and then for hot ones only.
+fn may_sink(candidate: &Candidate, sink: &Sink, packs_with_loss: bool) -> bool {
+    if sink.level.is_lossy() {
+        return sink.level > candidate.level && sink.level <= candidate.lowest;
     }
+    sink.level == Level::Packed
+        && candidate.level < Level::Packed
+        && !candidate.is_in_use
+        && sink.comes_back_at.is_lossy() == packs_with_loss
+        && (packs_with_loss || candidate.level == Level::Hot)
+}
+
+/// Whether packing a block may lose as much as its quality allows.
+fn packs_with_loss(candidate: &Candidate, situation: &Situation) -> bool {
+    let with_loss = situation
+        .sinks
+        .iter()
+        .find(|sink| sink.level == Level::Packed && sink.comes_back_at.is_lossy());
+    with_loss.is_some_and(|sink| candidate.lowest >= sink.comes_back_at)
 }
 
 /// Every sink that the candidate may go to and takes less room at.
 fn demotions(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
     let mut steps = Vec::new();
+    let packs_with_loss = packs_with_loss(candidate, situation);
     for sink in &situation.sinks {
-        if !may_sink(candidate, sink.level) {
+        if !may_sink(candidate, sink, packs_with_loss) {
             continue;
         }
         let bytes = (candidate.hot_bytes as f64 * sink.ratio).ceil() as u64;

@@ -76,7 +76,7 @@ pub mod table;
 pub use budget::{Budget, BudgetSnapshot, Charge, ChargeKind, Fill, OverBudget, RefusedBy, Resize};
 pub use buffer::{Buffer, Plain};
 pub use cache::{CacheOptions, KvCache};
-pub use codec::{BlockCodec, QuantizedLevels};
+pub use codec::{BlockCodec, QuantizedLevels, fingerprint};
 pub use hash::{BlockHash, Fingerprint, Namespace};
 pub use level::{KvQuality, Level};
 pub use pool::{Block, KvPool, PoolStats};

@@ -329,3 +329,38 @@ fn codecs_of_levels_refuse_what_is_no_block() {
         );
     }
 }
+
+#[test]
+fn packed_blocks_come_back_as_int4_and_pack_to_the_same_bytes_again() {
+    let setup = setup(1, Isa::best(), Repack::Always);
+    let layout = setup.decoder.model().kv_layout();
+    let levels = quantized_levels(layout, Isa::best());
+    let (packed, int4) = (
+        levels.packed.as_ref().unwrap(),
+        levels.int4.as_ref().unwrap(),
+    );
+    let hot: Vec<u8> = (0..setup.kv.block_bytes())
+        .map(|i| (i as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0] & [0xFF, 0x3F][i % 2])
+        .collect();
+    let mut block = vec![0; int4.max_encoded_bytes(hot.len())];
+    assert_eq!(packed.decodes_to(), Level::Int4);
+    for level in [Level::Hot, Level::Int8, Level::Int4] {
+        let mut from = hot.clone();
+        if let Some(codec) = levels.at(level) {
+            from.truncate(codec.max_encoded_bytes(hot.len()));
+            codec.encode(&hot, &mut from).unwrap();
+        }
+        let mut out = vec![0; packed.max_encoded_bytes(hot.len())];
+        let len = packed.encode_from(level, &from, &mut out).unwrap();
+        assert!(len < block.len(), "{level}: {len}");
+        packed.decode(&out[..len], &mut block).unwrap();
+        let mut again = vec![0; out.len()];
+        let again_len = packed.encode_from(Level::Int4, &block, &mut again).unwrap();
+        assert_eq!(again[..again_len], out[..len], "{level}");
+        assert!(packed.encode_from(level, &from[1..], &mut out).is_err());
+        assert!(packed.decode(&out[..len - 1], &mut block).is_err());
+        assert!(packed.decode(&out[..len], &mut block[1..]).is_err());
+    }
+    let mut out = vec![0; packed.max_encoded_bytes(hot.len())];
+    assert!(packed.encode_from(Level::Packed, &hot, &mut out).is_err());
+}

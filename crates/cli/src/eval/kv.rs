@@ -3,29 +3,36 @@
 //! Every window of the text is run side by side with exact keys and values and with those of each lossy
 //! level (all blocks but the first and the newest 128 tokens', in steps of 64 tokens, so that later keys and
 //! values come from lossy ones), and their distributions over the next token are compared. The recall tasks
-//! are computed in the same short steps.
+//! are computed in the same short steps. "packed int4" attends to int4 blocks as they are after packing, which makes
+//! them coarser.
+
+mod coding;
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::sync::Arc;
 
 use indicatif::ProgressBar;
 use neap_kernels::kv::KvFormat;
-use neap_memory::codec::{BlockCodec, Packed};
-use neap_memory::{BlockTable, Level};
+use neap_memory::{BlockCodec, BlockTable, Level};
 use neap_model::decoder::Decoder;
 use serde::Serialize;
 
+use self::coding::attention_speedup;
 use super::perplexity::{Lane, ROWS, Windows, losses_of, read_text};
 use super::plot;
 use super::recall::{self, Score};
 use crate::args::{EvalKvArgs, KvLevel, ModelArgs};
 use crate::failure::Failure;
 use crate::loading::{self, Parts};
-use crate::sinker::Sinker;
+use crate::sinker::{PackedAndBack, Sinker};
 
 static SHIPPED_TEXT: &str = include_str!("../../../../models/heldout.txt");
 /// Tasks of the recall that run at once.
 const PARALLEL: usize = 8;
+/// Lossless, in RAM.
+const PACKED: &str = "packed";
+/// Four-bit values, packed.
+const PACKED_INT4: &str = "packed int4";
 
 #[derive(Serialize)]
 struct Report {
@@ -45,7 +52,10 @@ struct Row {
     bits_per_value_held: Option<f64>,
     /// GB of hot bytes encoded a second, by one thread.
     encode_gb_per_s: Option<f64>,
+    /// GB of what it is decoded to a second: hot bytes, or int4 ones of "packed int4".
     decode_gb_per_s: Option<f64>,
+    /// How many times as fast as f16 a token attends to a window of such blocks, by all threads.
+    attention_speedup: Option<f64>,
     perplexity: Option<f64>,
     /// To that of exact keys and values, with the standard error of the paired difference.
     perplexity_ratio: Option<f64>,
@@ -67,19 +77,8 @@ pub fn run(args: &EvalKvArgs) -> Result<(), Failure> {
     let mut report = compare(args)?;
     if !args.no_recall {
         let tasks = recall::shipped_tasks()?;
-        for row in &mut report.levels {
-            let kv_level = match row.level {
-                "hot" => KvLevel::Auto,
-                "int8" => KvLevel::Int8,
-                "int4" => KvLevel::Int4,
-                _ => continue,
-            };
-            let model = ModelArgs {
-                kv_level,
-                chunk: args.model.chunk.min(ROWS as u32),
-                ..args.model.clone()
-            };
-            let found = recall::measure(&model, PARALLEL, &tasks)?;
+        for row in report.levels.iter_mut().filter(|row| row.level != PACKED) {
+            let found = recall_of(&args.model, row.level, &tasks)?;
             row.recall = Some(found.all);
             row.recall_by_distance_tokens = found.by_distance_tokens;
         }
@@ -100,6 +99,30 @@ pub fn run(args: &EvalKvArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The recall with keys and values of one level.
+fn recall_of(
+    args: &ModelArgs,
+    level: &str,
+    tasks: &[recall::Task],
+) -> Result<recall::Report, Failure> {
+    let model = ModelArgs {
+        kv_level: match level {
+            "hot" => KvLevel::Auto,
+            "int8" => KvLevel::Int8,
+            _ => KvLevel::Int4,
+        },
+        chunk: args.chunk.min(ROWS as u32),
+        ..args.clone()
+    };
+    recall::measure(&model, PARALLEL, tasks, |parts| {
+        if level == PACKED_INT4
+            && let Some(codec) = PackedAndBack::new(parts)
+        {
+            parts.quantized.int4 = Some(Arc::new(codec));
+        }
+    })
+}
+
 fn plot(report: &Report) -> String {
     let points = report.levels.iter().map(|row| plot::Point {
         name: row.level,
@@ -112,9 +135,42 @@ fn plot(report: &Report) -> String {
 
 /// A level that is run through the text.
 struct Contestant {
-    level: Level,
+    name: &'static str,
     lane: Lane,
     sums: Sums,
+}
+
+impl Contestant {
+    fn new(
+        parts: &Parts,
+        name: &'static str,
+        codec: Option<Arc<dyn BlockCodec>>,
+    ) -> Result<Self, Failure> {
+        Ok(Self {
+            name,
+            lane: Lane {
+                table: BlockTable::new(&parts.kv),
+                sinker: Sinker::by(parts, codec)?,
+            },
+            sums: Sums::default(),
+        })
+    }
+
+    /// The exact one first.
+    fn all(parts: &Parts) -> Result<Vec<Self>, Failure> {
+        let mut all = vec![Self::new(parts, Level::Hot.name(), None)?];
+        for codec in parts.quantized.iter() {
+            all.push(Self::new(
+                parts,
+                codec.level().name(),
+                Some(Arc::clone(codec)),
+            )?);
+        }
+        if let Some(codec) = PackedAndBack::new(parts) {
+            all.push(Self::new(parts, PACKED_INT4, Some(Arc::new(codec)))?);
+        }
+        Ok(all)
+    }
 }
 
 /// Over all scored tokens.
@@ -135,25 +191,13 @@ fn compare(args: &EvalKvArgs) -> Result<Report, Failure> {
     let mut parts = loading::load_parts(&args.model, ROWS)?;
     let windows = Windows::of(&parts, &text, args.window)?;
     let count = windows.len().min(args.windows);
-    let mut contestants = [Level::Hot, Level::Int8, Level::Int4]
-        .into_iter()
-        .map(|level| {
-            Ok(Contestant {
-                level,
-                lane: Lane {
-                    table: BlockTable::new(&parts.kv),
-                    sinker: Sinker::new(&parts, level)?,
-                },
-                sums: Sums::default(),
-            })
-        })
-        .collect::<Result<Vec<_>, Failure>>()?;
+    let mut contestants = Contestant::all(&parts)?;
     let bar = ProgressBar::new(count as u64);
-    let mut coding = None;
+    let mut codings = Vec::new();
     for window in windows.iter().take(count) {
         run_window(&mut parts, &windows, &window, &mut contestants)?;
-        if coding.is_none() {
-            coding = Some(measure_codecs(&parts, &contestants[0].lane.table)?);
+        if codings.is_empty() {
+            codings = coding::measure(&parts, &contestants[0].lane.table)?;
         }
         bar.inc(1);
     }
@@ -161,14 +205,22 @@ fn compare(args: &EvalKvArgs) -> Result<Report, Failure> {
     let exact = contestants[0].sums.losses.clone();
     let mut levels: Vec<Row> = contestants
         .iter()
-        .map(|c| row(&parts, c, &exact, count))
+        .map(|contestant| row(&parts, contestant, &exact, count))
         .collect();
-    levels.insert(1, Row::default());
-    for (row, coding) in levels.iter_mut().skip(1).zip(coding.into_iter().flatten()) {
-        row.level = coding.level;
-        row.bits_per_value = coding.bits_per_value;
-        row.encode_gb_per_s = Some(coding.encode_gb_per_s);
-        row.decode_gb_per_s = Some(coding.decode_gb_per_s);
+    levels.insert(
+        1,
+        Row {
+            level: PACKED,
+            ..Row::default()
+        },
+    );
+    for row in &mut levels {
+        if let Some(coding) = codings.iter().find(|coding| coding.name == row.level) {
+            row.bits_per_value = coding.bits_per_value;
+            row.encode_gb_per_s = Some(coding.encode_gb_per_s);
+            row.decode_gb_per_s = Some(coding.decode_gb_per_s);
+        }
+        row.attention_speedup = attention_speedup(&parts, row.level, windows.tokens_each)?;
     }
     Ok(Report {
         windows: count,
@@ -193,7 +245,7 @@ fn run_window(
     for step in windows.steps(true) {
         for contestant in contestants.iter_mut() {
             let rows = contestant.lane.forward(parts, window, &step)?;
-            if contestant.level == Level::Hot {
+            if contestant.name == Level::Hot.name() {
                 exact.clear();
                 exact.extend_from_slice(rows);
             }
@@ -256,7 +308,7 @@ fn argmax(logits: &[f32]) -> usize {
 
 fn row(parts: &Parts, contestant: &Contestant, exact: &[f64], windows: usize) -> Row {
     let layout = parts.decoder.model().kv_layout();
-    let bits = 8 * layout.block_bytes(format_of(contestant.level));
+    let hot_bits = 8 * layout.block_bytes(KvFormat::F16);
     let sums = &contestant.sums;
     let n = exact.len() as f64;
     let pairs = sums.losses.iter().zip(exact);
@@ -264,8 +316,8 @@ fn row(parts: &Parts, contestant: &Contestant, exact: &[f64], windows: usize) ->
     let mean = differences.iter().sum::<f64>() / n;
     let variance = differences.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
     Row {
-        level: contestant.level.name(),
-        bits_per_value: bits as f64 / values_of(parts) as f64,
+        level: contestant.name,
+        bits_per_value: hot_bits as f64 / values_of(parts) as f64,
         bits_per_value_held: Some(sums.held_bits / windows as f64),
         perplexity: Some((sums.losses.iter().sum::<f64>() / n).exp()),
         perplexity_ratio: Some(mean.exp()),
@@ -276,62 +328,23 @@ fn row(parts: &Parts, contestant: &Contestant, exact: &[f64], windows: usize) ->
     }
 }
 
-/// What one codec makes of real blocks.
-struct Coding {
-    level: &'static str,
-    bits_per_value: f64,
-    encode_gb_per_s: f64,
-    decode_gb_per_s: f64,
-}
-
-/// Encodes and decodes the full blocks of a hot table: packed, int8, int4.
-fn measure_codecs(parts: &Parts, table: &BlockTable) -> Result<Vec<Coding>, Failure> {
-    let packed: &dyn BlockCodec = &Packed;
-    let codecs = std::iter::once(packed).chain(parts.quantized.iter().map(|codec| &**codec));
-    codecs
-        .map(|codec| measure_codec(parts, table, codec))
-        .collect()
-}
-
-fn measure_codec(
-    parts: &Parts,
-    table: &BlockTable,
-    codec: &dyn BlockCodec,
-) -> Result<Coding, Failure> {
-    let hot_bytes = parts.kv.block_bytes();
-    let mut encoded = vec![0; codec.max_encoded_bytes(hot_bytes)];
-    let mut hot = vec![0; hot_bytes];
-    let failed = |why| Failure::new(format!("a block does not come back: {why}"));
-    let (mut bytes, mut encode_s, mut decode_s) = (0, 0.0, 0.0);
-    let blocks = table.len_full_blocks();
-    for index in 0..blocks {
-        let start = Instant::now();
-        let len = codec
-            .encode(table.block(index), &mut encoded)
-            .map_err(failed)?;
-        encode_s += start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        codec.decode(&encoded[..len], &mut hot).map_err(failed)?;
-        decode_s += start.elapsed().as_secs_f64();
-        bytes += len;
-    }
-    let gb = (blocks * hot_bytes) as f64 / 1e9;
-    Ok(Coding {
-        level: codec.level().name(),
-        bits_per_value: 8.0 * bytes as f64 / (values_of(parts) * blocks) as f64,
-        encode_gb_per_s: gb / encode_s,
-        decode_gb_per_s: gb / decode_s,
-    })
-}
-
 fn print(report: &Report) {
     println!(
         "{} tokens scored, the second halves of {} windows of {}",
         report.scored_tokens, report.windows, report.window_tokens
     );
     let mut head = format!(
-        "{:8} {:>6} {:>6} {:>9} {:>9} {:>10} {:>18} {:>10} {:>7}",
-        "level", "bits", "held", "enc GB/s", "dec GB/s", "perplexity", "ratio", "KL", "top-1"
+        "{:11} {:>6} {:>6} {:>8} {:>8} {:>6} {:>10} {:>18} {:>9} {:>8}",
+        "level",
+        "bits",
+        "held",
+        "enc GB/s",
+        "dec GB/s",
+        "att ×",
+        "perplexity",
+        "ratio",
+        "KL",
+        "top-1"
     );
     let distances: Vec<usize> = report
         .levels
@@ -364,14 +377,15 @@ fn line(row: &Row, distances: &[usize]) -> String {
     };
     let kl = row.kl_mean.map_or("0".to_owned(), |kl| format!("{kl:.2e}"));
     let mut line = format!(
-        "{:8} {:6.2} {} {} {} {} {ratio:>18} {kl:>10} {}",
+        "{:11} {:6.2} {} {} {} {} {} {ratio:>18} {kl:>9} {}",
         row.level,
         row.bits_per_value,
         number(row.bits_per_value_held, 6, 2),
-        number(row.encode_gb_per_s, 9, 2),
-        number(row.decode_gb_per_s, 9, 2),
+        number(row.encode_gb_per_s, 8, 2),
+        number(row.decode_gb_per_s, 8, 2),
+        number(row.attention_speedup, 6, 2),
         number(row.perplexity, 10, 4),
-        percent(row.top1_agreement, 7, 2),
+        percent(row.top1_agreement, 8, 2),
     );
     for distance in distances {
         let score = row.recall_by_distance_tokens.get(distance);

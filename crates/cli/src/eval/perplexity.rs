@@ -190,7 +190,7 @@ pub(super) fn losses_of(rows: &[f32], window: &[u32], step: &Step) -> impl Itera
         .map(|(row, &id)| loss(row, id))
 }
 
-fn loss(logits: &[f32], id: u32) -> f64 {
+pub(super) fn loss(logits: &[f32], id: u32) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
     f64::from(max) + sum.ln() - f64::from(logits[id as usize])

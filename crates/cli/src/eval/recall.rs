@@ -7,22 +7,28 @@ use std::collections::{BTreeMap, HashMap};
 
 use indicatif::ProgressBar;
 use neap_engine::{Event, Request, RequestId};
-use neap_model::tokenizer::EncodeOptions;
+use neap_model::tokenizer::{EncodeOptions, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{EvalRecallArgs, ModelArgs};
 use crate::failure::Failure;
 use crate::generate::clock_ms;
-use crate::loading::{self, Below};
+use crate::loading::{self, Below, Loaded, Parts};
 
 static SHIPPED_TASKS: &str = include_str!("../../../../models/recall.jsonl");
 
 #[derive(Deserialize)]
 pub(super) struct Task {
-    prompt: String,
-    answer: String,
-    distance_tokens: usize,
-    kind: String,
+    pub prompt: String,
+    pub answer: String,
+    pub distance_tokens: usize,
+    pub kind: String,
+}
+
+impl Task {
+    pub fn is_answered_by(&self, text: &str) -> bool {
+        text.trim_start().starts_with(self.answer.trim())
+    }
 }
 
 /// How many of a group of tasks were answered rightly.
@@ -37,7 +43,7 @@ pub(super) struct Score {
 }
 
 impl Score {
-    fn add(&mut self, is_right: bool) {
+    pub fn add(&mut self, is_right: bool) {
         self.right += usize::from(is_right);
         self.asked += 1;
         let (n, z) = (self.asked as f64, 1.96_f64);
@@ -69,7 +75,7 @@ pub fn run(args: &EvalRecallArgs) -> Result<(), Failure> {
         })?,
         None => SHIPPED_TASKS.to_owned(),
     };
-    let report = measure(&args.model, args.parallel, &parse(&text)?)?;
+    let report = measure(&args.model, args.parallel, &parse(&text)?, |_| {})?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -83,16 +89,29 @@ pub(super) fn shipped_tasks() -> Result<Vec<Task>, Failure> {
     parse(SHIPPED_TASKS)
 }
 
-/// Gives the tasks to a model, `parallel` at once.
+/// A model's tokenizer and context.
+pub(super) fn about(model: &ModelArgs) -> Result<(Tokenizer, usize), Failure> {
+    let (_, source) = loading::open(model)?;
+    let tokenizer = loading::tokenizer(&source)?;
+    Ok((tokenizer, source.config().context_length))
+}
+
+/// Gives the tasks to a model, `parallel` at once, after a change to its parts.
 pub(super) fn measure(
     model: &ModelArgs,
     parallel: usize,
     tasks: &[Task],
+    change: impl FnOnce(&mut Parts),
 ) -> Result<Report, Failure> {
-    let answers = answers(model, parallel, tasks)?;
+    let mut parts = loading::load_parts(model, parallel.max(1))?;
+    change(&mut parts);
+    let answers = answers(
+        loading::with_engine(parts, parallel.max(1), &Below::default())?,
+        tasks,
+    )?;
     let mut report = Report::default();
     for (task, answer) in tasks.iter().zip(&answers) {
-        let is_right = answer.trim_start().starts_with(task.answer.trim());
+        let is_right = task.is_answered_by(answer);
         report.all.add(is_right);
         report
             .by_distance_tokens
@@ -130,8 +149,7 @@ fn parse(text: &str) -> Result<Vec<Task>, Failure> {
 }
 
 /// The greedy continuation of every task's prompt, as long as its answer.
-fn answers(model: &ModelArgs, parallel: usize, tasks: &[Task]) -> Result<Vec<String>, Failure> {
-    let mut loaded = loading::load(model, parallel.max(1), &Below::default())?;
+pub(super) fn answers(mut loaded: Loaded, tasks: &[Task]) -> Result<Vec<String>, Failure> {
     let bar = ProgressBar::new(tasks.len() as u64);
     let mut places: HashMap<RequestId, usize> = HashMap::new();
     for (place, task) in tasks.iter().enumerate() {

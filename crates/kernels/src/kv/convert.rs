@@ -4,8 +4,11 @@
     reason = "iterator adapters are not always inlined into functions with more instructions than they have"
 )]
 
+mod coarse;
 #[cfg(test)]
 mod tests;
+
+pub use coarse::{CodeBits, coarsen_block};
 
 use super::codec::{LARGEST, to_halves};
 use super::quantized::{
@@ -15,6 +18,7 @@ use super::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
 use crate::Isa;
 use crate::format::{f16_to_f32, f32_to_f16};
 use crate::ops::lanes::{Kernel, LANES, Lanes, dispatch};
+use std::ops::Range;
 
 /// Vectors of a block's tokens.
 const TOKEN_VECTORS: usize = BLOCK_TOKENS / LANES;
@@ -483,12 +487,24 @@ fn write_keys_8<L: Lanes>(l: L, strip: &Strip, keys: &KeyStrip, tile: &mut [u8])
 
 #[inline(always)]
 fn write_keys_4<L: Lanes>(l: L, strip: &Strip, keys: &KeyStrip, tile: &mut [u8]) {
-    let parts = Parts::int4(strip.head_dim);
     let mut channels = [&keys[0]; STRIP];
     for channel in 0..STRIP {
         channels[channel] = &keys[channel];
     }
     let groups = groups_4(l, channels, KEY_SCALES_TRIED);
+    store_keys_4(l, strip, keys, &groups, tile);
+}
+
+/// Stores channels of keys as the groups say.
+#[inline(always)]
+fn store_keys_4<L: Lanes>(
+    l: L,
+    strip: &Strip,
+    keys: &KeyStrip,
+    groups: &[Group4; STRIP],
+    tile: &mut [u8],
+) {
+    let parts = Parts::int4(strip.head_dim);
     for channel in 0..strip.count {
         tile[parts.key_scales.start + strip.first + channel] = groups[channel].scale;
         tile[parts.key_offsets.start + strip.first + channel] = groups[channel].offset as i8 as u8;
@@ -598,34 +614,46 @@ fn value_groups_4<L: Lanes, const N: usize>(
 
 #[inline(always)]
 fn write_values_4<L: Lanes>(l: L, strip: &Strip, values: &ValueStrip, tile: &mut [u8]) {
-    let parts = Parts::int4(strip.head_dim);
     let mut line = 0;
     while line < strip.lines() {
         let lines = line..strip.lines().min(line + GROUP_LINES);
-        let first = line / GROUP_LINES * BLOCK_TOKENS + strip.first;
         let groups = match lines.len() {
             1 => value_groups_4::<L, 1>(l, values, line),
             2 => value_groups_4::<L, 2>(l, values, line),
             3 => value_groups_4::<L, 3>(l, values, line),
             _ => value_groups_4::<L, GROUP_LINES>(l, values, line),
         };
-        for token in 0..STRIP {
-            tile[parts.value_scales.start + first + token] = groups[token].scale;
-            tile[parts.value_offsets.start + first + token] = groups[token].offset as i8 as u8;
-        }
-        let codes = &mut tile[parts.values.clone()][strip.first / 2 * strip.head_dim..];
-        let row = &mut codes[..QUAD * strip.head_dim];
-        for i in lines {
-            let mut vectors = [l.splat(0.0); QUAD];
-            for t in 0..QUAD {
-                let low = codes_4(l, groups[t], &values[t][i]);
-                let high = codes_4(l, groups[QUAD + t], &values[QUAD + t][i]);
-                vectors[t] = joined(l, low, high);
-            }
-            let mut bytes = [0; VECTOR_BYTES];
-            l.store_codes(vectors, &mut bytes);
-            put(&bytes, room(row, VECTOR_BYTES, i));
-        }
+        store_values_4(l, strip, (values, lines), &groups, tile);
         line += GROUP_LINES;
+    }
+}
+
+/// Stores some vectors of tokens' values, which share groups, as these say.
+#[inline(always)]
+fn store_values_4<L: Lanes>(
+    l: L,
+    strip: &Strip,
+    (values, lines): (&ValueStrip, Range<usize>),
+    groups: &[Group4; STRIP],
+    tile: &mut [u8],
+) {
+    let parts = Parts::int4(strip.head_dim);
+    let first = lines.start / GROUP_LINES * BLOCK_TOKENS + strip.first;
+    for token in 0..STRIP {
+        tile[parts.value_scales.start + first + token] = groups[token].scale;
+        tile[parts.value_offsets.start + first + token] = groups[token].offset as i8 as u8;
+    }
+    let codes = &mut tile[parts.values][strip.first / 2 * strip.head_dim..];
+    let row = &mut codes[..QUAD * strip.head_dim];
+    for i in lines {
+        let mut vectors = [l.splat(0.0); QUAD];
+        for t in 0..QUAD {
+            let low = codes_4(l, groups[t], &values[t][i]);
+            let high = codes_4(l, groups[QUAD + t], &values[QUAD + t][i]);
+            vectors[t] = joined(l, low, high);
+        }
+        let mut bytes = [0; VECTOR_BYTES];
+        l.store_codes(vectors, &mut bytes);
+        put(&bytes, room(row, VECTOR_BYTES, i));
     }
 }

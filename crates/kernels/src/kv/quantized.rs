@@ -156,7 +156,7 @@ pub(super) fn read_int4(tile: &[u8], slot: usize, keys: &mut [f32], values: &mut
 }
 
 /// A scale of eight bits.
-pub(super) fn scale(code: u8) -> f32 {
+pub(crate) fn scale(code: u8) -> f32 {
     f32::from_bits((u32::from(code) + SCALE_BIAS) << SCALE_SHIFT)
 }
 

@@ -198,13 +198,23 @@ impl KvCache {
 
     pub(super) fn unpack(&mut self, node: NodeId, packed: &Block) -> Option<Block> {
         let start = Instant::now();
-        let mut block = self.pool.allocate().ok()?;
-        if Packed.decode(packed.bytes(), block.bytes_mut()?).is_err() {
-            return self.fail(node);
-        }
+        let lowest = self.tree.get(node)?.quality.lowest(true);
+        let codec = self.tree.get(node)?.packed_by;
+        let block = match decode_as(
+            &self.pool,
+            &self.options.quantized,
+            (codec, lowest),
+            packed.bytes(),
+        ) {
+            Ok(block) => block,
+            Err(Undecoded::NoRoom) => return None,
+            Err(Undecoded::Bad) => return self.fail(node),
+        };
         if self.measures {
             let us = start.elapsed().as_secs_f64() * 1e6;
-            self.costs.unpack.observe(block.bytes().len() as u64, us);
+            self.costs
+                .unpack
+                .observe(self.pool.block_bytes() as u64, us);
         }
         Some(self.keep(node, block))
     }
@@ -273,7 +283,7 @@ impl KvCache {
     }
 }
 
-/// A block of stored bytes, at the level that they were stored at: `lowest` or above.
+/// A block of stored bytes, at the level that they were stored at or come back at: `lowest` or above.
 pub(super) fn decode_stored(
     pool: &KvPool,
     quantized: &QuantizedLevels,
@@ -281,24 +291,39 @@ pub(super) fn decode_stored(
     meta: &Meta,
     bytes: &[u8],
 ) -> Result<Block, Undecoded> {
-    let codec = quantized.iter().find(|c| c.id() == meta.codec);
-    let level = codec.map_or(Level::Hot, |codec| codec.level());
+    decode_as(pool, quantized, (meta.codec, lowest), bytes)
+}
+
+/// A block of what the codec of this number wrote.
+fn decode_as(
+    pool: &KvPool,
+    quantized: &QuantizedLevels,
+    (id, lowest): (u16, Level),
+    bytes: &[u8],
+) -> Result<Block, Undecoded> {
+    // A block of a lossy level is attended to as it was stored.
+    let (codec, level): (&dyn BlockCodec, Level) = match id {
+        PLAIN_ID => (&Plain, Level::Hot),
+        PACKED_ID => (&Packed, Level::Hot),
+        _ => match quantized.iter().find(|codec| codec.id() == id) {
+            Some(codec) => (&Plain, codec.level()),
+            None => match quantized.packed.as_deref().filter(|codec| codec.id() == id) {
+                Some(codec) => (codec, codec.decodes_to()),
+                None => return Err(Undecoded::Bad),
+            },
+        },
+    };
     if level.is_lossy() && level > lowest {
         return Err(Undecoded::Bad);
     }
     let block_bytes = pool.block_bytes();
-    let stored_bytes = codec.map_or(block_bytes, |c| c.max_encoded_bytes(block_bytes));
+    let held_bytes = quantized
+        .at(level)
+        .map_or(block_bytes, |codec| codec.max_encoded_bytes(block_bytes));
     let mut block = pool
-        .allocate_at(level, stored_bytes)
+        .allocate_at(level, held_bytes)
         .map_err(|_| Undecoded::NoRoom)?;
     let out = block.bytes_mut().ok_or(Undecoded::Bad)?;
-    let decoded = match meta.codec {
-        // A block of a lossy level is attended to as it was stored.
-        _ if level.is_lossy() => Plain.decode(bytes, out),
-        PLAIN_ID => Plain.decode(bytes, out),
-        PACKED_ID => Packed.decode(bytes, out),
-        _ => return Err(Undecoded::Bad),
-    };
-    decoded.map_err(|_| Undecoded::Bad)?;
+    codec.decode(bytes, out).map_err(|_| Undecoded::Bad)?;
     Ok(block)
 }

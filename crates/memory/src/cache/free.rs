@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::sink::Running;
-use super::{Held, KvCache};
+use super::{Entry, Held, KvCache};
 use crate::budget::Budget;
 use crate::governor::{Action, Candidate, Occasion, Sink, Situation, Step};
 use crate::level::Level;
@@ -122,7 +122,7 @@ impl KvCache {
                 }
                 let plan = self.log.plan(now_ms, occasion, &situation);
                 for step in &plan.steps {
-                    self.carry_out(step, &mut running);
+                    self.carry_out(step, now_ms, &mut running);
                 }
             }
         }
@@ -214,40 +214,44 @@ impl KvCache {
     /// Levels in RAM that take fewer pages than a hot block.
     fn sinks(&self, scope: Scope) -> Vec<Sink> {
         let hot_bytes = self.pool.charged_block_bytes();
-        let packed_bytes = (hot_bytes as f64 * self.packed_ratio) as usize;
-        let packed = self
-            .options
-            .may_pack
-            .then_some((Level::Packed, packed_bytes, 0.0));
-        let quantized = self.options.quantized.iter().map(|codec| {
-            let share = if codec.level() == Level::Int8 {
-                INT8_PRICE
-            } else {
-                INT4_PRICE
-            };
-            let price = share * self.costs.recompute.per_token_us;
+        let price = |share: f64| share * self.costs.recompute.per_token_us;
+        // Of packed blocks the mean is known, not every one's pages.
+        let mut sinks = Vec::new();
+        if self.options.may_pack {
+            sinks.push(Sink {
+                level: Level::Packed,
+                comes_back_at: Level::Hot,
+                ratio: self.packed_ratio,
+                quality_price_us: 0.0,
+            });
+            let lossy = self.options.quantized.packed.iter();
+            sinks.extend(
+                lossy
+                    .filter(|_| scope != Scope::Lossless)
+                    .map(|codec| Sink {
+                        level: Level::Packed,
+                        comes_back_at: codec.decodes_to(),
+                        ratio: self.packed_int4_ratio,
+                        quality_price_us: price(INT4_PRICE),
+                    }),
+            );
+        }
+        let quantized = self.options.quantized.iter();
+        let quantized = quantized.filter(|_| scope != Scope::Lossless);
+        sinks.extend(quantized.filter_map(|codec| {
             let bytes = codec.max_encoded_bytes(self.pool.block_bytes());
-            (codec.level(), bytes, price)
-        });
-        let sink = |(level, bytes, quality_price_us)| {
-            let bytes = round_to_pages(bytes).filter(|&bytes| (bytes as u64) < hot_bytes)?;
-            let ratio = bytes as f64 / hot_bytes as f64;
             Some(Sink {
-                level,
-                // Of packed blocks the mean is known, not every one's pages.
-                ratio: if level == Level::Packed {
-                    self.packed_ratio
-                } else {
-                    ratio
-                },
-                quality_price_us,
+                level: codec.level(),
+                comes_back_at: codec.level(),
+                ratio: round_to_pages(bytes)? as f64 / hot_bytes as f64,
+                quality_price_us: price(match codec.level() {
+                    Level::Int8 => INT8_PRICE,
+                    _ => INT4_PRICE,
+                }),
             })
-        };
-        packed
-            .into_iter()
-            .chain(quantized.filter(|_| scope != Scope::Lossless))
-            .filter_map(sink)
-            .collect()
+        }));
+        sinks.retain(|sink| sink.ratio < 1.0);
+        sinks
     }
 
     /// What is expected of each of `nodes`: at least as many uses as of its children among them.
@@ -298,7 +302,6 @@ impl KvCache {
             return None;
         }
         let info = self.tree.info(node)?;
-        let is_first_or_partial = info.depth_blocks == 0 || info.tokens < self.pool.block_tokens();
         let is_cold = !is_in_use && now_ms.saturating_sub(entry.last_use_ms) >= COLD_MS;
         Some(Candidate {
             id,
@@ -313,24 +316,35 @@ impl KvCache {
                 worth.uses_per_s
             },
             is_on_disk: entry.is_on_disk,
-            lowest: if is_first_or_partial {
-                Level::Hot
-            } else {
-                entry.quality.lowest(is_cold)
-            },
+            lowest: self.lowest(node, entry, is_cold),
             is_in_use,
             // Letting go of an inner block loses what is below it: only where that goes first.
             may_drop: worth.is_whole && !worth.is_pinned,
         })
     }
 
-    fn carry_out(&mut self, step: &Step, running: &mut Running<'_, '_>) {
+    /// The lowest level that a block may be attended to at, as its quality, age and place allow.
+    pub(super) fn lowest(&self, node: NodeId, entry: &Entry, is_cold: bool) -> Level {
+        let is_full_and_not_first = self
+            .tree
+            .info(node)
+            .is_some_and(|info| info.depth_blocks > 0 && info.tokens == self.pool.block_tokens());
+        if is_full_and_not_first {
+            entry.quality.lowest(is_cold)
+        } else {
+            Level::Hot
+        }
+    }
+
+    fn carry_out(&mut self, step: &Step, now_ms: u64, running: &mut Running<'_, '_>) {
         let Some(&node) = self.nodes.get(&step.id) else {
             return;
         };
         match step.action {
             Action::Demote(level) => {
-                self.demote(node, level, running);
+                let last_use_ms = self.tree.get(node).map_or(now_ms, |e| e.last_use_ms);
+                let is_cold = now_ms.saturating_sub(last_use_ms) >= COLD_MS;
+                self.demote(node, (level, is_cold), running);
             }
             Action::Spill => {
                 if self.spill(node) {

@@ -2,9 +2,11 @@
 //! hot one.
 
 use super::free::COLD_MS;
+use super::sink::Running;
 use super::*;
 use crate::budget::Budget;
-use crate::codec::fake::{self, EveryNth};
+use crate::codec::fake::{self, EveryNth, Trimmed};
+use crate::codec::{CodecError, INT4_PACKED_ID, fingerprint};
 use crate::disk::fake::FakeStorage;
 use crate::disk::{DiskOptions, Storage};
 use crate::governor::Occasion;
@@ -45,7 +47,7 @@ impl World {
         });
         let options = CacheOptions {
             disk,
-            quantized: fake::levels(),
+            quantized: fake::levels_and_packed(),
             ..CacheOptions::new(fingerprint)
         };
         let mut cache = KvCache::new(&pool, options).unwrap();
@@ -263,6 +265,14 @@ fn lossy_blocks_go_to_disk_as_they_are_and_come_back_at_their_level() {
     let back = again.start(KvQuality::Small, &tokens, &mut []).unwrap();
     assert_eq!(levels(&back.table), counts);
     assert_eq!(again.cache.stats().disk_hit_tokens, 392, "whole blocks");
+    let disk = again.cache.options.disk.as_ref().unwrap();
+    let packed = (1..50).filter(|&block| {
+        let found = again.cache.tree.peek(&namespace, &tokens).full[block];
+        let hash = again.cache.tree.info(found).unwrap().hash;
+        let meta = disk.meta(&hash, &again.cache.options.fingerprint);
+        meta.unwrap().codec == INT4_PACKED_ID
+    });
+    assert_eq!(packed.count(), 33, "packed where they were int4");
     // The exact namespace knows nothing of them.
     assert!(again.cache.forecast(&again.exact, &tokens).tokens == 0);
 }
@@ -281,8 +291,97 @@ fn balanced_blocks_sink_to_int4_when_they_are_cold_only() {
     world.now_ms += 2 * COLD_MS;
     world.budget.set_limit(other + kv * 3 / 8);
     assert_eq!(world.cache.shrink(world.now_ms), 0);
-    assert!(world.pool.stats().level_bytes[2] > 0);
+    // As they are, or packed.
+    let levels = world.pool.stats().level_bytes;
+    assert!(levels[2] + levels[3] > 0, "{levels:?}");
     world.cache.check_conservation().unwrap();
+}
+
+#[test]
+fn what_is_packed_loses_what_its_quality_allows_and_no_more() {
+    for (quality, is_cold, expected) in [
+        (KvQuality::Exact, true, [50, 0, 0]),
+        (KvQuality::High, true, [50, 0, 0]),
+        (KvQuality::Balanced, false, [50, 0, 0]),
+        (KvQuality::Balanced, true, [1, 0, 49]),
+        (KvQuality::Small, false, [1, 0, 49]),
+    ] {
+        let mut world = World::new(200, None);
+        let tokens = prompt(1, 400);
+        let namespace = world.start(quality, &tokens, &mut []).unwrap().namespace;
+        let path = world.cache.tree.peek(&namespace, &tokens).full;
+        for node in path {
+            let how = (Level::Packed, is_cold);
+            assert!(world.cache.demote(node, how, &mut Running::new(&mut [])));
+        }
+        world.cache.check_conservation().unwrap();
+        assert_eq!(world.pool.stats().level_bytes[..3], [0; 3]);
+        let mut asked = tokens.clone();
+        asked.push(1);
+        // What comes back is checked against what was written.
+        let back = world.start(quality, &asked, &mut []).unwrap();
+        let mut found = levels(&back.table);
+        found[0] -= 1;
+        assert_eq!(found, expected, "{quality}");
+        assert_eq!(world.cache.stats().packed_hit_tokens, 400);
+    }
+}
+
+/// The stand-in in another version.
+struct Newer;
+
+impl BlockCodec for Newer {
+    fn id(&self) -> u16 {
+        Trimmed.id()
+    }
+
+    fn version(&self) -> u16 {
+        Trimmed.version() + 1
+    }
+
+    fn level(&self) -> Level {
+        Trimmed.level()
+    }
+
+    fn max_encoded_bytes(&self, hot_bytes: usize) -> usize {
+        Trimmed.max_encoded_bytes(hot_bytes)
+    }
+
+    fn encode(&self, hot: &[u8], out: &mut [u8]) -> Result<usize, CodecError> {
+        Trimmed.encode(hot, out)
+    }
+
+    fn decode(&self, encoded: &[u8], block: &mut [u8]) -> Result<(), CodecError> {
+        Trimmed.decode(encoded, block)
+    }
+}
+
+#[test]
+fn blocks_stored_by_another_version_of_a_codec_are_misses() {
+    let storage = Arc::new(FakeStorage::default());
+    let mut world = World::new(100, Some(Arc::clone(&storage)));
+    let levels = fake::levels_and_packed();
+    let newer = QuantizedLevels {
+        packed: Some(Arc::new(Newer)),
+        ..levels.clone()
+    };
+    let (old, new) = (
+        fingerprint(&[7; 32], &levels),
+        fingerprint(&[7; 32], &newer),
+    );
+    assert_ne!(old, new);
+    assert_ne!(old, fingerprint(&[8; 32], &levels));
+    world.cache.options.fingerprint = old;
+    let tokens = prompt(1, 400);
+    let sequence = world.start(KvQuality::Small, &tokens, &mut []).unwrap();
+    assert_eq!(world.cache.store(&sequence.namespace, &tokens), 400);
+    for (fingerprint, found) in [(new, 0), (old, 392)] {
+        let mut again = World::new(100, Some(Arc::new(storage.after_kill())));
+        again.cache.options.fingerprint = fingerprint;
+        again.start(KvQuality::Small, &tokens, &mut []).unwrap();
+        assert_eq!(again.cache.stats().disk_hit_tokens, found);
+        assert_eq!(again.cache.stats().failed_blocks, 0, "a clean miss");
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::free::Scope;
 use super::{Held, KvCache};
-use crate::codec::{BlockCodec, Packed};
+use crate::codec::{BlockCodec, PACKED_ID, Packed};
 use crate::governor::Occasion;
 use crate::hash::Namespace;
 use crate::level::Level;
@@ -133,26 +134,34 @@ impl KvCache {
             }
             if table.blocks()[index].level() < level {
                 let mut tables = [&mut *table];
-                self.demote(node, level, &mut Running::of_one(&mut tables, index));
+                self.demote(
+                    node,
+                    (level, true),
+                    &mut Running::of_one(&mut tables, index),
+                );
             }
         }
     }
 
-    /// Re-encodes the block of `node` at `level`, in the tree and in the `running` tables. Whether it did.
+    /// Re-encodes the block of `node` at `level`, in the tree and in the `running` tables. Whether it did. A cold block
+    /// may be packed with more loss.
     pub(super) fn demote(
         &mut self,
         node: NodeId,
-        level: Level,
+        (level, is_cold): (Level, bool),
         running: &mut Running<'_, '_>,
     ) -> bool {
         let Some(block) = self.claim(node) else {
             return false;
         };
         let start = Instant::now();
+        let packing = self.packing(node, is_cold);
         let encoded = match level {
-            Level::Packed if block.level() == Level::Hot && block.claims() == 2 => {
-                Packed.encode(block.bytes(), &mut self.scratch)
-            }
+            Level::Packed if block.claims() != 2 => return false,
+            Level::Packed => match &packing {
+                Some(codec) => codec.encode_from(block.level(), block.bytes(), &mut self.scratch),
+                None => Packed.encode_from(block.level(), block.bytes(), &mut self.scratch),
+            },
             _ => match self.options.quantized.at(level) {
                 Some(codec) if block.level() < level => {
                     codec.encode_from(block.level(), block.bytes(), &mut self.scratch)
@@ -180,8 +189,19 @@ impl KvCache {
         let Some(sunk) = sunk else {
             return false;
         };
-        self.count_sunk(level, &sunk, us);
+        let packed_by = packing.map_or(PACKED_ID, |codec| codec.id());
+        if let Some(entry) = self.tree.get_mut(node) {
+            entry.packed_by = packed_by;
+        }
+        self.count_sunk((level, packed_by), &sunk, us);
         true
+    }
+
+    /// The codec that packs the block of `node` with the loss that its quality allows; `None` if it allows none.
+    fn packing(&self, node: NodeId, is_cold: bool) -> Option<Arc<dyn BlockCodec>> {
+        let lowest = self.lowest(node, self.tree.get(node)?, is_cold);
+        let codec = self.options.quantized.packed.clone()?;
+        (lowest >= codec.decodes_to()).then_some(codec)
     }
 
     /// Somebody else attends to the block as it is: both forms are held until he lets go.
@@ -200,7 +220,7 @@ impl KvCache {
         Some(sunk)
     }
 
-    fn count_sunk(&mut self, level: Level, sunk: &Block, us: f64) {
+    fn count_sunk(&mut self, (level, packed_by): (Level, u16), sunk: &Block, us: f64) {
         match level {
             Level::Int8 => self.stats.int8_blocks += 1,
             Level::Int4 => self.stats.int4_blocks += 1,
@@ -209,7 +229,11 @@ impl KvCache {
         let hot_bytes = self.pool.block_bytes() as u64;
         if level == Level::Packed {
             let ratio = sunk.charged_bytes() as f64 / self.pool.charged_block_bytes() as f64;
-            self.packed_ratio += 0.1 * (ratio - self.packed_ratio);
+            let mean = match packed_by {
+                PACKED_ID => &mut self.packed_ratio,
+                _ => &mut self.packed_int4_ratio,
+            };
+            *mean += 0.1 * (ratio - *mean);
         }
         match level {
             _ if !self.measures => {}

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{Held, KvCache};
-use crate::codec::{BlockCodec, PACKED_ID, PLAIN_ID, Packed};
+use crate::codec::{BlockCodec, PLAIN_ID, Packed};
 use crate::disk::Meta;
 use crate::disk::format::Kind;
 use crate::hash::Namespace;
@@ -35,7 +35,7 @@ impl KvCache {
         stored
     }
 
-    /// Writes the block of `node` to disk, packed if that is smaller, or as it is if its level is lossy. Whether a record is there now.
+    /// Writes the block of `node` to disk, packed if that is smaller. Whether a record is there now.
     pub(super) fn spill(&mut self, node: NodeId) -> bool {
         let (Some(disk), Some(info)) = (&self.options.disk, self.tree.info(node)) else {
             return false;
@@ -49,16 +49,21 @@ impl KvCache {
         if entry.is_on_disk && disk.meta(&info.hash, &self.options.fingerprint).is_some() {
             return true;
         }
-        let encoded = match block.level() {
-            Level::Hot => Packed.encode(block.bytes(), &mut self.scratch).ok(),
+        let packing: Option<&dyn BlockCodec> = match block.level() {
+            Level::Hot => Some(&Packed),
+            Level::Int4 => self.options.quantized.packed.as_deref(),
             _ => None,
         };
+        let encoded = packing.and_then(|codec| {
+            let bytes = codec.encode_from(block.level(), block.bytes(), &mut self.scratch);
+            Some((codec.id(), bytes.ok()?))
+        });
         let (codec, payload) = match (block.level(), encoded) {
-            (Level::Hot, Some(bytes)) if bytes < block.bytes().len() => {
-                (PACKED_ID, &self.scratch[..bytes])
+            (_, Some((codec, bytes))) if bytes < block.bytes().len() => {
+                (codec, &self.scratch[..bytes])
             }
             (Level::Hot, _) => (PLAIN_ID, block.bytes()),
-            (Level::Packed, _) => (PACKED_ID, block.bytes()),
+            (Level::Packed, _) => (entry.packed_by, block.bytes()),
             (level, _) => match self.options.quantized.at(level) {
                 Some(codec) => (codec.id(), block.bytes()),
                 None => return false,

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{BlockCodec, CodecError, QuantizedLevels, lossy_id};
+use super::{BlockCodec, CodecError, INT4_PACKED_ID, QuantizedLevels, lossy_id};
 use crate::level::Level;
 
 /// Keeps every `stride`-th byte.
@@ -20,6 +20,61 @@ pub fn levels() -> QuantizedLevels {
     QuantizedLevels {
         int8: Some(Arc::new(EveryNth::INT8)),
         int4: Some(Arc::new(EveryNth::INT4)),
+        packed: None,
+    }
+}
+
+/// Both stand-ins, and one for packed int4 blocks.
+#[must_use]
+pub fn levels_and_packed() -> QuantizedLevels {
+    QuantizedLevels {
+        packed: Some(Arc::new(Trimmed)),
+        ..levels()
+    }
+}
+
+/// Int4 blocks without the zeros at their end.
+#[derive(Clone, Copy, Debug)]
+pub struct Trimmed;
+
+impl BlockCodec for Trimmed {
+    fn id(&self) -> u16 {
+        INT4_PACKED_ID
+    }
+
+    fn level(&self) -> Level {
+        Level::Packed
+    }
+
+    fn decodes_to(&self) -> Level {
+        Level::Int4
+    }
+
+    fn max_encoded_bytes(&self, hot_bytes: usize) -> usize {
+        EveryNth::INT4.max_encoded_bytes(hot_bytes)
+    }
+
+    fn encode(&self, hot: &[u8], out: &mut [u8]) -> Result<usize, CodecError> {
+        self.encode_from(Level::Hot, hot, out)
+    }
+
+    fn encode_from(&self, level: Level, bytes: &[u8], out: &mut [u8]) -> Result<usize, CodecError> {
+        let len = match level {
+            Level::Int4 => EveryNth::INT4.take(bytes, 1, out)?,
+            _ => EveryNth::INT4.encode_from(level, bytes, out)?,
+        };
+        let zeros = out[..len].iter().rev().take_while(|&&byte| byte == 0);
+        // A block of nothing is none.
+        Ok((len - zeros.count()).max(1))
+    }
+
+    fn decode(&self, encoded: &[u8], block: &mut [u8]) -> Result<(), CodecError> {
+        let Some((start, zeros)) = block.split_at_mut_checked(encoded.len()) else {
+            return Err(EveryNth::INT4.error(encoded.len(), "longer than the block"));
+        };
+        start.copy_from_slice(encoded);
+        zeros.fill(0);
+        Ok(())
     }
 }
 

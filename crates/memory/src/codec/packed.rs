@@ -5,14 +5,17 @@
 //! nothing (measured by ZipNN, Hershcovitch et al. 2024, and here), so the coder is plain order-0 rANS.
 //!
 //! ```text
-//! [0]       form of the high plane: 0 as it is, 1 rANS
+//! [0]       form of the high plane: 0 as it is, 1 as `neap_kernels::rans::bytes` codes it, in one part
 //! [1, 5)    its bytes here, u32 little-endian
 //! [5]       form of the low plane
 //! [6, 10)   its bytes here
-//! [10, …)   high plane, low plane
+//! [10, …)   high plane, low plane (the longer one of an odd number of bytes)
 //! ```
 
-use super::{BlockCodec, CodecError, rans};
+use neap_kernels::Isa;
+use neap_kernels::rans::bytes as rans;
+
+use super::{BlockCodec, CodecError};
 use crate::level::Level;
 
 const HEAD_BYTES: usize = 10;
@@ -32,7 +35,10 @@ fn bad(offset: usize, reason: &'static str) -> CodecError {
 /// Encodes one plane into the start of `out`: its form and its bytes.
 fn encode_plane(plane: &[u8], out: &mut [u8]) -> Result<(u8, usize), CodecError> {
     let room = out.len().min(plane.len());
-    if let Some(bytes) = rans::encode(plane, &mut out[..room]) {
+    if let Some(bytes) = (room > 0)
+        .then(|| rans::encode(&[plane], &mut out[..room]))
+        .flatten()
+    {
         return Ok((1, bytes));
     }
     out.get_mut(..plane.len())
@@ -48,7 +54,9 @@ fn decode_plane(form: u8, bytes: &[u8], at: usize, plane: &mut [u8]) -> Result<(
             Ok(())
         }
         0 => Err(bad(at, "a plane has another length than the block's")),
-        1 => rans::decode(bytes, plane).map_err(|(offset, reason)| bad(at + offset, reason)),
+        1 if plane.is_empty() => Err(bad(at, "a plane of nothing is coded")),
+        1 => rans::decode(Isa::best(), bytes, &mut [plane])
+            .map_err(|error| bad(at + error.offset, error.reason)),
         _ => Err(bad(at, "unknown form of a plane")),
     }
 }
@@ -83,9 +91,11 @@ impl BlockCodec for Packed {
             return Err(bad(0, "too little room to encode"));
         }
         let (head, body) = out.split_at_mut(HEAD_BYTES);
-        let high: Vec<u8> = hot.iter().skip(1).step_by(2).copied().collect();
+        let (pairs, odd) = hot.as_chunks::<2>();
+        let high: Vec<u8> = pairs.iter().map(|pair| pair[1]).collect();
         let (high_form, high_bytes) = encode_plane(&high, body)?;
-        let low: Vec<u8> = hot.iter().step_by(2).copied().collect();
+        let mut low: Vec<u8> = pairs.iter().map(|pair| pair[0]).collect();
+        low.extend_from_slice(odd);
         let (low_form, low_bytes) = encode_plane(&low, &mut body[high_bytes..])?;
         head[0] = high_form;
         head[1..5].copy_from_slice(&(high_bytes as u32).to_le_bytes());
@@ -104,20 +114,17 @@ impl BlockCodec for Packed {
         if high_bytes.checked_add(low_bytes) != Some(body.len()) {
             return Err(bad(1, "the planes have another length than the body"));
         }
-        let mut plane = vec![0; hot.len().div_ceil(2)];
-        let high = &mut plane[..hot.len() / 2];
+        let mut planes = vec![0; hot.len()];
+        let (high, low) = planes.split_at_mut(hot.len() / 2);
         decode_plane(high_form, &body[..high_bytes], HEAD_BYTES, high)?;
-        for (out, &byte) in hot.iter_mut().skip(1).step_by(2).zip(high.iter()) {
-            *out = byte;
+        let at = HEAD_BYTES + high_bytes;
+        decode_plane(low_form, &body[high_bytes..], at, low)?;
+        let (pairs, odd) = hot.as_chunks_mut::<2>();
+        for ((pair, &high), &low) in pairs.iter_mut().zip(&*high).zip(&*low) {
+            *pair = [low, high];
         }
-        decode_plane(
-            low_form,
-            &body[high_bytes..],
-            HEAD_BYTES + high_bytes,
-            &mut plane,
-        )?;
-        for (out, &byte) in hot.iter_mut().step_by(2).zip(&plane) {
-            *out = byte;
+        if let ([last], Some(low)) = (odd, low.last()) {
+            *last = *low;
         }
         Ok(())
     }

@@ -22,14 +22,25 @@ fn block(id: u64) -> Candidate {
 fn packed() -> Sink {
     Sink {
         level: Level::Packed,
+        comes_back_at: Level::Hot,
         ratio: 0.8,
         quality_price_us: 0.0,
+    }
+}
+
+fn packed_int4() -> Sink {
+    Sink {
+        level: Level::Packed,
+        comes_back_at: Level::Int4,
+        ratio: 0.2,
+        quality_price_us: 2.0,
     }
 }
 
 fn int8() -> Sink {
     Sink {
         level: Level::Int8,
+        comes_back_at: Level::Int8,
         ratio: 0.5,
         quality_price_us: 1.0,
     }
@@ -39,7 +50,7 @@ fn situation(bytes_to_free: u64, candidates: Vec<Candidate>) -> Situation {
     Situation {
         bytes_to_free,
         candidates,
-        sinks: vec![packed(), int8()],
+        sinks: vec![packed(), packed_int4(), int8()],
         disk_room: 1 << 40,
         horizon_s: 60.0,
         ..Situation::default()
@@ -166,19 +177,47 @@ fn long_plans_are_logged_in_smaller_number() {
     assert_eq!(kept, [6, 7, 8]);
 }
 
+#[test]
+fn what_may_be_lossy_packs_with_loss_and_nothing_else_does() {
+    let packs = |level, lowest, is_in_use| {
+        let candidate = Candidate {
+            level,
+            lowest,
+            is_in_use,
+            ..block(0)
+        };
+        let situation = situation(MIB, vec![candidate]);
+        let packed = demotions(&candidate, &situation)
+            .into_iter()
+            .find(|step| step.action == Action::Demote(Level::Packed));
+        packed.map(|step| step.frees_bytes * 10 / MIB)
+    };
+    assert_eq!(packs(Level::Hot, Level::Hot, false), Some(1));
+    assert_eq!(packs(Level::Hot, Level::Int8, false), Some(1));
+    assert_eq!(packs(Level::Hot, Level::Int4, false), Some(7));
+    assert_eq!(packs(Level::Int4, Level::Int4, false), Some(7));
+    assert_eq!(packs(Level::Int8, Level::Int8, false), None);
+    assert_eq!(packs(Level::Int4, Level::Int4, true), None);
+}
+
 fn candidate() -> impl Strategy<Value = Candidate> {
-    (0..3usize, 1..MIB, 0.0..10.0f64, any::<[bool; 4]>()).prop_map(
-        |(level, bytes, uses_per_s, flags)| Candidate {
+    (
+        0..3usize,
+        0..3usize,
+        1..MIB,
+        0.0..10.0f64,
+        any::<[bool; 3]>(),
+    )
+        .prop_map(|(level, lowest, bytes, uses_per_s, flags)| Candidate {
             level: [Level::Hot, Level::Int8, Level::Packed][level],
-            lowest: if flags[3] { Level::Int8 } else { Level::Hot },
+            lowest: [Level::Hot, Level::Int8, Level::Int4][lowest],
             bytes,
             uses_per_s,
             is_on_disk: flags[0],
             is_in_use: flags[1] && level < 2,
             may_drop: flags[2],
             ..block(0)
-        },
-    )
+        })
 }
 
 proptest! {
@@ -209,7 +248,7 @@ proptest! {
                 Action::Demote(to) => {
                     prop_assert!(to > c.level && (!c.is_in_use || to.is_attendable()));
                     prop_assert!(!to.is_lossy() || to <= c.lowest);
-                    prop_assert!(to != Level::Packed || c.level == Level::Hot);
+                    prop_assert!(to != Level::Packed || c.level == Level::Hot || c.lowest == Level::Int4);
                 }
                 Action::Spill => { prop_assert!(!c.is_in_use && !c.is_on_disk); spilled += c.bytes; }
                 Action::DropCopied => prop_assert!(!c.is_in_use && c.is_on_disk),

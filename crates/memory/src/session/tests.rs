@@ -255,7 +255,7 @@ fn pinned_sessions_outlive_floods() {
 
 #[test]
 fn on_a_full_disk_the_oldest_of_lower_priority_gives_way_and_no_other() {
-    let mut world = World::open(FakeStorage::default(), 256 << 10);
+    let mut world = World::open(FakeStorage::default(), 128 << 10);
     let talk = |n: u32| -> Vec<u32> { (0..80).map(|t| t * 7 % 251 + n * 1000).collect() };
     let save = |world: &mut World, name: &str, n: u32, priority: u8| {
         world.compute(&tenant("a"), &talk(n));
@@ -285,7 +285,7 @@ fn on_a_full_disk_the_oldest_of_lower_priority_gives_way_and_no_other() {
     assert!(save(&mut world, "lowest", 61, 0).is_err());
     assert_eq!(names(&world), expected);
     // Also after a restart, each of them whole.
-    let mut world = World::open(world.storage.after_kill(), 256 << 10);
+    let mut world = World::open(world.storage.after_kill(), 128 << 10);
     assert_eq!(names(&world), expected);
     for name in expected {
         let found = world

@@ -55,7 +55,11 @@ impl Loader {
             return Some(Self::Caller(Box::new(reader), jobs));
         }
         let budget = reader.pool.budget();
-        let codec_bytes = Packed.scratch_bytes(reader.pool.block_bytes()) as u64;
+        let block_bytes = reader.pool.block_bytes();
+        let packed = reader.quantized.packed.iter();
+        let codec_bytes = packed
+            .map(|codec| codec.scratch_bytes(block_bytes))
+            .fold(Packed.scratch_bytes(block_bytes), usize::max) as u64;
         let scratch = budget.try_charge(ChargeKind::Scratch, codec_bytes).ok()?;
         let is_cancelled = Arc::<AtomicBool>::default();
         // What waits in it is blocks, which are charged: no more than there are jobs.

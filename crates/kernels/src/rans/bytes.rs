@@ -1,0 +1,356 @@
+//! Parts of bytes, each coded by a table of its own.
+//!
+//! ```text
+//! [0]   what follows: 0 four states and 1024 slots, 1 sixty-four states and 4096 slots
+//! then for each part its table:
+//!       [0]       values that occur, less one
+//!       values    if at most 32: one byte each, ascending; else a bit for each of 256, the least first
+//!       shares    unless there is one value: of each its frequency less one, below 128 in a byte, else in two:
+//!                 [128 + high bits][low eight bits]; they sum to the number of slots
+//! then the states, u32 little-endian, each at least 2^16
+//! then the words that refill them, u16 little-endian
+//! ```
+//!
+//! Symbol `i` of a part is coded by state `i` modulo their number; each part begins with the first. Parts of one value
+//! take no more than their table. How many bytes a part has the caller knows.
+
+use super::{RansError, ahead, bad};
+use crate::Isa;
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(test)]
+mod tests;
+
+const LOW: u32 = 1 << 16;
+/// Values that are listed rather than marked.
+const LISTED: usize = 32;
+
+/// How many states there are, and how fine frequencies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Width {
+    Narrow,
+    Wide,
+}
+
+impl Width {
+    fn of(bytes: usize) -> Self {
+        // Of less, tables and states would be too large a share.
+        if bytes < 4096 {
+            Self::Narrow
+        } else {
+            Self::Wide
+        }
+    }
+
+    fn lanes(self) -> usize {
+        match self {
+            Self::Narrow => 4,
+            Self::Wide => 64,
+        }
+    }
+
+    fn scale_bits(self) -> u32 {
+        match self {
+            Self::Narrow => 10,
+            Self::Wide => 12,
+        }
+    }
+}
+
+/// How often each value occurs, in slots.
+type Frequencies = [u16; 256];
+
+/// Frequencies that sum to 2^`scale_bits`, at least 1 for each value that occurs.
+fn frequencies(part: &[u8], scale_bits: u32) -> Frequencies {
+    let mut counts = [0_u64; 256];
+    for &byte in part {
+        counts[usize::from(byte)] += 1;
+    }
+    let (total, slots) = (part.len().max(1) as u64, 1_i64 << scale_bits);
+    let mut scaled = [0; 256];
+    for (out, &count) in scaled.iter_mut().zip(&counts) {
+        if count > 0 {
+            *out = (((count << scale_bits) + total / 2) / total).max(1) as u16;
+        }
+    }
+    // Settle the rounding with the most frequent values, which notice it least.
+    loop {
+        let sum: i64 = scaled.iter().map(|&f| i64::from(f)).sum();
+        let largest = (0..256).max_by_key(|&i| scaled[i]).unwrap_or(0);
+        let excess = (sum - slots).min(i64::from(scaled[largest]) / 2);
+        if excess == 0 {
+            return scaled;
+        }
+        scaled[largest] = (i64::from(scaled[largest]) - excess) as u16;
+    }
+}
+
+/// Appends to a slice.
+struct Writer<'a> {
+    out: &'a mut [u8],
+    at: usize,
+}
+
+impl Writer<'_> {
+    fn put(&mut self, bytes: &[u8]) -> Option<()> {
+        let end = self.at + bytes.len();
+        self.out.get_mut(self.at..end)?.copy_from_slice(bytes);
+        self.at = end;
+        Some(())
+    }
+
+    fn put_table(&mut self, table: &Frequencies) -> Option<()> {
+        let values: Vec<u8> = (0..=255).filter(|&v| table[usize::from(v)] > 0).collect();
+        self.put(&[values.len().saturating_sub(1) as u8])?;
+        if values.len() <= LISTED {
+            self.put(&values)?;
+        } else {
+            let mut marks = [0; 32];
+            for &value in &values {
+                marks[usize::from(value / 8)] |= 1 << (value % 8);
+            }
+            self.put(&marks)?;
+        }
+        if values.len() == 1 {
+            return Some(());
+        }
+        for value in values {
+            let less_one = table[usize::from(value)] - 1;
+            if less_one < 128 {
+                self.put(&[less_one as u8])?;
+            } else {
+                self.put(&[128 | (less_one >> 8) as u8, less_one as u8])?;
+            }
+        }
+        Some(())
+    }
+}
+
+/// Encodes parts, none of them empty, into the start of `out`. Returns the bytes written; `None` if they do not fit, as
+/// where `out` is no larger than bytes that are random.
+pub fn encode(parts: &[&[u8]], out: &mut [u8]) -> Option<usize> {
+    let width = Width::of(parts.iter().map(|part| part.len()).sum());
+    let tables: Vec<Frequencies> = parts
+        .iter()
+        .map(|part| frequencies(part, width.scale_bits()))
+        .collect();
+    let mut writer = Writer { out, at: 0 };
+    writer.put(&[u8::from(width == Width::Wide)])?;
+    for table in &tables {
+        writer.put_table(table)?;
+    }
+    let lanes = width.lanes();
+    let (head, out) = (writer.at + 4 * lanes, writer.out);
+    let mut states = vec![LOW; lanes];
+    // Written backwards from the end, then moved to its place.
+    let mut at = out.len();
+    for (part, table) in parts.iter().zip(&tables).rev() {
+        at = encode_part(part, table, (width, &mut states), (out, head, at))?;
+    }
+    let stream_bytes = out.len() - at;
+    out.copy_within(at.., head);
+    for (slot, state) in out[head - 4 * lanes..head].chunks_exact_mut(4).zip(states) {
+        slot.copy_from_slice(&state.to_le_bytes());
+    }
+    Some(head + stream_bytes)
+}
+
+/// Encodes a part before what stands at `at`, but not before `least`; where it begins then.
+fn encode_part(
+    part: &[u8],
+    table: &Frequencies,
+    (width, states): (Width, &mut [u32]),
+    (out, least, mut at): (&mut [u8], usize, usize),
+) -> Option<usize> {
+    let scale_bits = width.scale_bits();
+    if at < least {
+        return None;
+    }
+    if part
+        .first()
+        .is_none_or(|&value| u32::from(table[usize::from(value)]) == 1 << scale_bits)
+    {
+        return Some(at);
+    }
+    let mut starts = [0_u32; 256];
+    let mut sum = 0;
+    for (start, &frequency) in starts.iter_mut().zip(table) {
+        *start = sum;
+        sum += u32::from(frequency);
+    }
+    for (index, &byte) in part.iter().enumerate().rev() {
+        let frequency = u32::from(table[usize::from(byte)]);
+        let state = &mut states[index % width.lanes()];
+        if *state >> (32 - scale_bits) >= frequency {
+            at = at.checked_sub(2).filter(|&at| at >= least)?;
+            out[at..at + 2].copy_from_slice(&(*state as u16).to_le_bytes());
+            *state >>= 16;
+        }
+        let (quotient, rest) = (*state / frequency, *state % frequency);
+        *state = (quotient << scale_bits) + rest + starts[usize::from(byte)];
+    }
+    Some(at)
+}
+
+/// What a state's low bits say: the value, its frequency in the next twelve bits, and how far into its range they are.
+type Entry = u32;
+
+/// A part's table.
+enum Table {
+    Constant(u8),
+    Slots(Vec<Entry>),
+}
+
+/// Reads a stream's tables.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], RansError> {
+        let end = self.at + count;
+        let taken = self
+            .bytes
+            .get(self.at..end)
+            .ok_or(bad(self.bytes.len(), "a table is cut off"))?;
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, RansError> {
+        Ok(self.take(1)?[0])
+    }
+
+    /// The values that occur, ascending.
+    fn values(&mut self) -> Result<Vec<u8>, RansError> {
+        let at = self.at;
+        let count = usize::from(self.byte()?) + 1;
+        let values = if count <= LISTED {
+            self.take(count)?.to_vec()
+        } else {
+            let marks = self.take(32)?;
+            let is_marked = |&v: &u8| marks[usize::from(v / 8)] >> (v % 8) & 1 == 1;
+            (0..=255).filter(is_marked).collect()
+        };
+        if values.len() != count || values.windows(2).any(|pair| pair[0] >= pair[1]) {
+            return Err(bad(at, "the values of a table are not what it says"));
+        }
+        Ok(values)
+    }
+
+    fn table(&mut self, scale_bits: u32) -> Result<Table, RansError> {
+        let values = self.values()?;
+        if let [value] = values[..] {
+            return Ok(Table::Constant(value));
+        }
+        let slots = 1 << scale_bits;
+        let mut entries = Vec::with_capacity(slots);
+        for value in values {
+            let at = self.at;
+            let first = usize::from(self.byte()?);
+            let less_one = match first {
+                0..128 => first,
+                _ => (first - 128) << 8 | usize::from(self.byte()?),
+            };
+            if entries.len() + less_one >= slots {
+                return Err(bad(at, "the frequencies sum to too much"));
+            }
+            let frequency = less_one as u32 + 1;
+            let of_bias = |bias: u32| bias << 20 | frequency << 8 | u32::from(value);
+            entries.extend((0..frequency).map(of_bias));
+        }
+        if entries.len() != slots {
+            return Err(bad(self.at, "the frequencies sum to too little"));
+        }
+        Ok(Table::Slots(entries))
+    }
+}
+
+/// States, and the stream that refills them.
+struct Stream<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    scale_bits: u32,
+    states: Vec<u32>,
+}
+
+/// Decodes what [`encode`] wrote of parts of these lengths. They then hold nothing of use if it fails.
+///
+/// # Errors
+/// If `bytes` are no such encoding.
+pub fn decode(isa: Isa, bytes: &[u8], parts: &mut [&mut [u8]]) -> Result<(), RansError> {
+    let mut reader = Reader { bytes, at: 0 };
+    let width = match reader.byte()? {
+        0 => Width::Narrow,
+        1 => Width::Wide,
+        _ => return Err(bad(0, "unknown number of states")),
+    };
+    let tables: Vec<Table> = parts
+        .iter()
+        .map(|_| reader.table(width.scale_bits()))
+        .collect::<Result<_, _>>()?;
+    let at = reader.at;
+    let states = reader.take(4 * width.lanes())?.as_chunks::<4>().0;
+    let mut stream = Stream {
+        bytes,
+        at: reader.at,
+        scale_bits: width.scale_bits(),
+        states: states.iter().map(|s| u32::from_le_bytes(*s)).collect(),
+    };
+    if stream.states.iter().any(|&state| state < LOW) {
+        return Err(bad(at, "a state is out of range"));
+    }
+    for (part, table) in parts.iter_mut().zip(&tables) {
+        match table {
+            Table::Constant(value) => part.fill(*value),
+            Table::Slots(entries) => stream.decode(isa, entries, part),
+        }
+        if stream.at > bytes.len() {
+            return Err(bad(bytes.len(), "the stream is cut off"));
+        }
+    }
+    if stream.at != bytes.len() || stream.states.iter().any(|&state| state != LOW) {
+        return Err(bad(stream.at, "the stream does not end where it should"));
+    }
+    Ok(())
+}
+
+impl Stream<'_> {
+    /// Reads zeros behind the end, and counts them.
+    fn decode(&mut self, isa: Isa, entries: &[Entry], part: &mut [u8]) {
+        #[cfg(target_arch = "x86_64")]
+        if matches!(isa, Isa::Avx512 | Isa::Avx512Vnni)
+            && isa.is_available()
+            && let (Ok(states), Some(entries)) =
+                (self.states.as_mut_slice().try_into(), entries.first_chunk())
+        {
+            let (whole, rest) = part.as_chunks_mut();
+            // SAFETY: the machine has AVX-512 F, BW and VL.
+            self.at = unsafe { avx512::decode(entries, (self.bytes, self.at), states, whole) };
+            self.decode_plain(entries, rest);
+            return;
+        }
+        let _ = isa;
+        self.decode_plain(entries, part);
+    }
+
+    /// The reference.
+    fn decode_plain(&mut self, entries: &[Entry], part: &mut [u8]) {
+        let lanes = self.states.len();
+        for group in part.chunks_mut(lanes) {
+            for (byte, state) in group.iter_mut().zip(&mut self.states) {
+                let entry = entries[*state as usize & ((1 << self.scale_bits) - 1)];
+                *byte = entry as u8;
+                // At most 2^32 - 1: a frequency is below the number of slots, or its part is constant.
+                *state = (entry >> 8 & 0xFFF) * (*state >> self.scale_bits) + (entry >> 20);
+                if *state < LOW {
+                    let word: [u8; 2] = ahead(self.bytes, self.at);
+                    *state = *state << 16 | u32::from(u16::from_le_bytes(word));
+                    self.at += 2;
+                }
+            }
+        }
+    }
+}

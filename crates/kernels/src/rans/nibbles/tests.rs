@@ -1,0 +1,113 @@
+use super::*;
+use proptest::prelude::*;
+
+fn isas() -> impl Iterator<Item = Isa> {
+    [Isa::Scalar, Isa::Avx512]
+        .into_iter()
+        .filter(|isa| isa.is_available())
+}
+
+fn encoded(rows: &[Row], chosen: &[u8]) -> Vec<u8> {
+    let mut out = vec![0xA5; HEAD_BYTES + LANES * (rows.len() + 1)];
+    let len = encode(rows, chosen, &mut out).expect("room");
+    out.truncate(len);
+    out
+}
+
+fn decoded(isa: Isa, bytes: &[u8], chosen: &[u8]) -> Result<Vec<Row>, RansError> {
+    let mut rows = vec![[0xA5; LANES]; chosen.len()];
+    let mut decoder = Decoder::new(isa, bytes)?;
+    // In two goes, as of two tiles.
+    let (first, second) = rows.split_at_mut(chosen.len() / 2);
+    decoder.decode(&chosen[..first.len()], first)?;
+    decoder.decode(&chosen[first.len()..], second)?;
+    decoder.finish().map(|()| rows)
+}
+
+fn rows(count: usize, spread: u32) -> Vec<Row> {
+    let mut state = 1_u64;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 33) as u32 % spread
+    };
+    let mut row = || std::array::from_fn(|_| ((next() + next() + next()) / 3 % 16) as u8);
+    (0..count).map(|_| row()).collect()
+}
+
+#[test]
+fn rows_come_back_by_every_model() {
+    let rows = rows(2 * MODELS, 16);
+    let chosen: Vec<u8> = (0..rows.len()).map(|i| (i % MODELS) as u8).collect();
+    let bytes = encoded(&rows, &chosen);
+    for isa in isas() {
+        assert_eq!(decoded(isa, &bytes, &chosen).as_ref(), Ok(&rows), "{isa}");
+    }
+}
+
+#[test]
+fn the_best_model_costs_what_is_written() {
+    let rows = rows(1000, 12);
+    let mut counts = [0; SYMBOLS];
+    let chosen: Vec<(u8, u16)> = rows
+        .iter()
+        .map(|row| {
+            counts.fill(0);
+            row.iter().for_each(|&s| counts[usize::from(s)] += 1);
+            best_model(&counts)
+        })
+        .collect();
+    let cost: u32 = chosen.iter().map(|&(_, cost)| u32::from(cost)).sum();
+    let models: Vec<u8> = chosen.iter().map(|&(model, _)| model).collect();
+    let bits = 8.0 * (encoded(&rows, &models).len() - HEAD_BYTES) as f64;
+    let expected = f64::from(cost) / 64.0;
+    // 0.005 bits a symbol for the coarse states.
+    assert!(
+        (expected - 300.0..expected * 1.004).contains(&bits),
+        "{bits} of {expected}"
+    );
+}
+
+#[test]
+fn too_little_room_and_bad_models_are_refused() {
+    let rows = rows(100, 16);
+    let chosen = vec![0; 100];
+    assert_eq!(encode(&rows, &chosen, &mut [0; 500]), None);
+    assert_eq!(encode(&rows, &chosen, &mut [0; 10]), None);
+    let bytes = encoded(&rows, &chosen);
+    let unknown = vec![MODELS as u8; 100];
+    assert!(decoded(Isa::best(), &bytes, &unknown).is_err());
+    for cut in 0..bytes.len() {
+        assert!(
+            decoded(Isa::best(), &bytes[..cut], &chosen).is_err(),
+            "{cut}"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn any_stream_is_refused_or_decoded_alike(
+        bytes in prop::collection::vec(any::<u8>(), 0..300),
+        chosen in prop::collection::vec(0..MODELS as u8, 0..12),
+    ) {
+        let results: Vec<_> = isas().map(|isa| decoded(isa, &bytes, &chosen)).collect();
+        prop_assert!(results.iter().all(|r| *r == results[0]));
+    }
+
+    #[test]
+    fn any_rows_come_back(
+        rows in prop::collection::vec(prop::array::uniform32(0..16_u8), 0..40),
+        model in 0..MODELS as u8,
+    ) {
+        let chosen: Vec<u8> = (0..rows.len()).map(|i| (model + i as u8) % MODELS as u8).collect();
+        let bytes = encoded(&rows, &chosen);
+        for isa in isas() {
+            let back = decoded(isa, &bytes, &chosen);
+            prop_assert_eq!(back, Ok(rows.clone()));
+        }
+    }
+}
