@@ -75,12 +75,13 @@ const wide = { width: 1280, height: 1000 };
   console.log(`ok sessions and map, ${squares} squares`);
   // The slider, by the mouse.
   const before = (await memory()).budget.limit_bytes;
+  await page.locator("#slider").scrollIntoViewIfNeeded();
   const box = await page.locator("#slider").boundingBox();
-  await page.mouse.click(box.x + box.width * 0.35, box.y + box.height / 2);
+  await page.mouse.click(box.x + box.width * 0.2, box.y + box.height / 2);
   await page.getByRole("button", { name: "Set" }).click();
   await page.waitForFunction(() => document.getElementById("said").textContent.startsWith("now "));
   const after = (await memory()).budget.limit_bytes;
-  assert.notEqual(after, before);
+  assert(after < 0.9 * before, `${before} to ${after} bytes`);
   console.log(`ok slider, ${before} to ${after} bytes`);
   await page.screenshot({ path: join(folder, "light.png"), fullPage: true });
   assert.deepEqual(wrong, []);
@@ -107,6 +108,8 @@ const wide = { width: 1280, height: 1000 };
   assert((await memory()).budget.limit_bytes > before);
   const outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
   assert.notEqual(outline, "none", "what has the focus can be seen");
+  // A small model's answer would be there before anybody could stop it.
+  await page.route("**/v1/chat/completions", (route) => setTimeout(() => route.continue().catch(() => {}), 5000));
   await reach("say");
   await page.keyboard.type("Count to a thousand.");
   await page.keyboard.press("Enter");
@@ -114,9 +117,11 @@ const wide = { width: 1280, height: 1000 };
   await reach("stop");
   await page.keyboard.press("Enter");
   await page.waitForFunction(() => document.getElementById("stop").disabled, null, { timeout: 60_000 });
+  assert((await said(page)).endsWith("(stopped)"));
   console.log("ok keyboard");
   await page.screenshot({ path: join(folder, "dark.png"), fullPage: true });
-  assert.deepEqual(wrong, []);
+  // What was stopped on purpose may be told as such.
+  assert.deepEqual(wrong.filter((text) => !text.includes("ERR_ABORTED")), []);
   await page.close();
 }
 {
