@@ -122,7 +122,7 @@ impl KvCache {
                 }
                 let plan = self.log.plan(now_ms, occasion, &situation);
                 for step in &plan.steps {
-                    self.carry_out(step, now_ms, &mut running);
+                    self.carry_out(step, (scope, now_ms), &mut running);
                 }
             }
         }
@@ -224,21 +224,14 @@ impl KvCache {
                 ratio: self.packed_ratio,
                 quality_price_us: 0.0,
             });
-            let lossy = self.options.quantized.packed.iter();
-            sinks.extend(
-                lossy
-                    .filter(|_| scope != Scope::Lossless)
-                    .map(|codec| Sink {
-                        level: Level::Packed,
-                        comes_back_at: codec.decodes_to(),
-                        ratio: self.packed_int4_ratio,
-                        quality_price_us: price(INT4_PRICE),
-                    }),
-            );
+            sinks.extend(self.options.quantized.packed.iter().map(|codec| Sink {
+                level: Level::Packed,
+                comes_back_at: codec.decodes_to(),
+                ratio: self.packed_int4_ratio,
+                quality_price_us: price(INT4_PRICE),
+            }));
         }
-        let quantized = self.options.quantized.iter();
-        let quantized = quantized.filter(|_| scope != Scope::Lossless);
-        sinks.extend(quantized.filter_map(|codec| {
+        sinks.extend(self.options.quantized.iter().filter_map(|codec| {
             let bytes = codec.max_encoded_bytes(self.pool.block_bytes());
             Some(Sink {
                 level: codec.level(),
@@ -250,7 +243,8 @@ impl KvCache {
                 }),
             })
         }));
-        sinks.retain(|sink| sink.ratio < 1.0);
+        let may_lose = scope != Scope::Lossless;
+        sinks.retain(|sink| sink.ratio < 1.0 && (may_lose || !sink.comes_back_at.is_lossy()));
         sinks
     }
 
@@ -336,15 +330,25 @@ impl KvCache {
         }
     }
 
-    fn carry_out(&mut self, step: &Step, now_ms: u64, running: &mut Running<'_, '_>) {
+    fn carry_out(
+        &mut self,
+        step: &Step,
+        (scope, now_ms): (Scope, u64),
+        running: &mut Running<'_, '_>,
+    ) {
         let Some(&node) = self.nodes.get(&step.id) else {
             return;
         };
         match step.action {
             Action::Demote(level) => {
-                let last_use_ms = self.tree.get(node).map_or(now_ms, |e| e.last_use_ms);
-                let is_cold = now_ms.saturating_sub(last_use_ms) >= COLD_MS;
-                self.demote(node, (level, is_cold), running);
+                let lowest = match self.tree.get(node) {
+                    Some(entry) if scope != Scope::Lossless => {
+                        let is_cold = now_ms.saturating_sub(entry.last_use_ms) >= COLD_MS;
+                        self.lowest(node, entry, is_cold)
+                    }
+                    _ => Level::Hot,
+                };
+                self.demote(node, (level, lowest), running);
             }
             Action::Spill => {
                 if self.spill(node) {

@@ -311,7 +311,8 @@ fn what_is_packed_loses_what_its_quality_allows_and_no_more() {
         let namespace = world.start(quality, &tokens, &mut []).unwrap().namespace;
         let path = world.cache.tree.peek(&namespace, &tokens).full;
         for node in path {
-            let how = (Level::Packed, is_cold);
+            let entry = world.cache.tree.get(node).unwrap();
+            let how = (Level::Packed, world.cache.lowest(node, entry, is_cold));
             assert!(world.cache.demote(node, how, &mut Running::new(&mut [])));
         }
         world.cache.check_conservation().unwrap();

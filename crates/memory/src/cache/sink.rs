@@ -136,26 +136,26 @@ impl KvCache {
                 let mut tables = [&mut *table];
                 self.demote(
                     node,
-                    (level, true),
+                    (level, Level::Hot),
                     &mut Running::of_one(&mut tables, index),
                 );
             }
         }
     }
 
-    /// Re-encodes the block of `node` at `level`, in the tree and in the `running` tables. Whether it did. A cold block
-    /// may be packed with more loss.
+    /// Re-encodes the block of `node` at `level`, in the tree and in the `running` tables. Whether it did. What is
+    /// packed may come back at `lowest`.
     pub(super) fn demote(
         &mut self,
         node: NodeId,
-        (level, is_cold): (Level, bool),
+        (level, lowest): (Level, Level),
         running: &mut Running<'_, '_>,
     ) -> bool {
         let Some(block) = self.claim(node) else {
             return false;
         };
         let start = Instant::now();
-        let packing = self.packing(node, is_cold);
+        let packing = self.packing(lowest);
         let encoded = match level {
             Level::Packed if block.claims() != 2 => return false,
             Level::Packed => match &packing {
@@ -197,9 +197,8 @@ impl KvCache {
         true
     }
 
-    /// The codec that packs the block of `node` with the loss that its quality allows; `None` if it allows none.
-    fn packing(&self, node: NodeId, is_cold: bool) -> Option<Arc<dyn BlockCodec>> {
-        let lowest = self.lowest(node, self.tree.get(node)?, is_cold);
+    /// The codec that packs blocks that may come back at `lowest`; `None` if only without loss.
+    fn packing(&self, lowest: Level) -> Option<Arc<dyn BlockCodec>> {
         let codec = self.options.quantized.packed.clone()?;
         (lowest >= codec.decodes_to()).then_some(codec)
     }
