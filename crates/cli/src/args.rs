@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use neap_memory::{KvQuality, Level};
 
+use crate::adapters::NamedAdapter;
 use crate::bytes;
 
 mod eval;
@@ -51,6 +52,11 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Write a Hugging Face folder as a GGUF file.
     Convert(ConvertArgs),
+    /// Get a model from the Hugging Face hub, or another hub with its API, into the cache.
+    ///
+    /// What was cut off goes on where it ended, and checksums are verified. `--model OWNER/NAME` finds it then. The path of
+    /// the model is printed.
+    Pull(PullArgs),
     /// Turn texts into vectors: one JSON object for each, on standard output.
     Embed(EmbedArgs),
     /// Teach a small model a task from examples, on the CPU: a LoRA adapter in PEFT's layout.
@@ -88,7 +94,8 @@ pub struct ManArgs {
 /// The model and what it may use.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct ModelArgs {
-    /// A GGUF file or a Hugging Face folder; the small model inside neap if left out.
+    /// A GGUF file, a Hugging Face folder, or OWNER/NAME[:FILE] of a model that `neap pull` got; the small model inside
+    /// neap if left out.
     #[arg(short, long, value_name = "PATH")]
     pub model: Option<PathBuf>,
     /// Memory budget for weights, KV cache and scratch, such as 512MiB or 4GiB.
@@ -246,6 +253,9 @@ pub struct RunArgs {
     /// Print tokens, speed, time to first token and peak memory at the end.
     #[arg(short, long)]
     pub verbose: bool,
+    /// A LoRA adapter: a folder in PEFT's layout, or a GGUF file.
+    #[arg(long, value_name = "PATH", value_parser = crate::adapters::parse)]
+    pub lora: Option<NamedAdapter>,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
@@ -277,6 +287,9 @@ pub struct ChatArgs {
     /// Keep the lines typed in this file, instead of the usual place.
     #[arg(long, value_name = "PATH")]
     pub history: Option<PathBuf>,
+    /// A LoRA adapter: a folder in PEFT's layout, or a GGUF file.
+    #[arg(long, value_name = "PATH", value_parser = crate::adapters::parse)]
+    pub lora: Option<NamedAdapter>,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
@@ -297,6 +310,28 @@ pub struct ConvertArgs {
     /// Write over a file that is there.
     #[arg(long)]
     pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// The model, and of one with several GGUF files which: its name, or a part of it such as Q4_K_M.
+    #[arg(value_name = "OWNER/NAME[:FILE]", value_parser = crate::hub::ModelName::parse)]
+    pub model: crate::hub::ModelName,
+    /// Branch, tag or commit.
+    #[arg(long, value_name = "NAME", default_value = crate::hub::MAIN)]
+    pub revision: String,
+    /// Folder of the cache, instead of ~/.cache/huggingface/hub.
+    #[arg(long, value_name = "PATH")]
+    pub cache: Option<PathBuf>,
+    /// Address of the hub.
+    #[arg(long, value_name = "URL", default_value = crate::hub::HUB)]
+    pub endpoint: String,
+    /// A file with the key for models that need one.
+    #[arg(long, value_name = "PATH")]
+    pub token_file: Option<PathBuf>,
+    /// Only look into the cache.
+    #[arg(long)]
+    pub offline: bool,
 }
 
 #[derive(Debug, Args)]

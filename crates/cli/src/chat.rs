@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use crate::keep::{Conversation, Store};
 use crate::loading::{self, Below, Loaded};
 use crate::remote::{self, Remote};
-use crate::{generate, interrupt, report, sampling};
+use crate::{adapters, generate, interrupt, report, sampling};
 
 const HELP: &str = "\
 /help            this list
@@ -39,7 +39,8 @@ pub fn run(args: &ChatArgs) -> Result<(), Failure> {
         disk: store.as_ref().map(|store| Arc::clone(store.disk())),
         remote: Remote::from_args(&args.remote)?,
     };
-    let loaded = loading::load(&args.model, 1, &below)?;
+    let mut loaded = loading::load(&args.model, 1, &below)?;
+    adapters::add(&mut loaded.engine, &loaded.source, args.lora.as_slice())?;
     interrupt::install();
     let mut chat = Chat::begin(args, loaded, store.as_ref())?;
     let result = if io::stdin().is_terminal() {
@@ -70,9 +71,13 @@ impl<'a> Chat<'a> {
     /// Begins a conversation, or goes on with the one that is kept.
     fn begin(args: &'a ChatArgs, loaded: Loaded, store: Option<&Store>) -> Result<Self, Failure> {
         let block_tokens = loaded.engine.kv().block_tokens();
-        let bytes_of = (loaded.fingerprint, loaded.quality);
+        let of = Request {
+            adapter: adapter_of(args),
+            ..Request::default()
+        };
+        let whose = (loaded.fingerprint, loaded.engine.namespace_of(&of)?);
         let kept = store.zip(args.session.as_deref());
-        let kept = kept.map(|(store, name)| store.conversation(name, bytes_of, block_tokens));
+        let kept = kept.map(|(store, name)| store.conversation(name, whose, block_tokens));
         let mut chat = Self {
             args,
             loaded,
@@ -270,6 +275,7 @@ impl<'a> Chat<'a> {
             prompt: tokens,
             max_new_tokens: (self.args.max_tokens > 0).then_some(self.args.max_tokens),
             sampling: params,
+            adapter: adapter_of(self.args),
             ..Request::default()
         };
         interrupt::clear();
@@ -295,6 +301,10 @@ impl<'a> Chat<'a> {
         computed.extend(&outcome.tokens[..new]);
         Ok((outcome.text, computed))
     }
+}
+
+fn adapter_of(args: &ChatArgs) -> Option<String> {
+    args.lora.as_ref().map(|lora| lora.name.clone())
 }
 
 /// Whether the token that ended the generation is not among those given out.

@@ -6,20 +6,20 @@ use neap_kernels::kv::KvFormat;
 use neap_kernels::pool;
 use neap_model::decoder::{self, CpuDecoder, DecoderLimits, kv_layout};
 use neap_model::inspect::Inspection;
-use neap_model::source::{ModelFileError, ModelSource};
+use neap_model::source::ModelSource;
 
 use crate::args::InspectArgs;
 use crate::failure::Failure;
 use crate::loading::LEAST_BLOCKS;
-use crate::{disk_speed, shipped};
+use crate::{disk_speed, hub, shipped};
 
 /// Tokens of a step that the scratch estimate is for: the default of `--chunk`.
 const BATCH_TOKENS: usize = 512;
 
-fn source(args: &InspectArgs) -> Result<ModelSource, ModelFileError> {
+fn source(args: &InspectArgs) -> Result<ModelSource, Failure> {
     match &args.path {
-        Some(path) => ModelSource::open(path),
-        None => shipped::source(),
+        Some(path) => Ok(ModelSource::open(hub::find(path)?)?),
+        None => Ok(shipped::source()?),
     }
 }
 
@@ -28,7 +28,7 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
         return Err(Failure::new("--context and --batch must be at least 1"));
     }
     let mut inspection = match &args.path {
-        Some(path) => Inspection::open(path)?,
+        Some(path) => Inspection::open(hub::find(path)?)?,
         None => Inspection::of_gguf(shipped::gguf()?)?,
     };
     if let Some(config) = &inspection.config

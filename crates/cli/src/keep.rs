@@ -9,7 +9,7 @@ use std::sync::Arc;
 use neap_memory::cache::KvCache;
 use neap_memory::disk::{Directory, DiskOptions, DiskStore};
 use neap_memory::session::{KeepOptions, Sessions};
-use neap_memory::{Fingerprint, KvQuality, Namespace};
+use neap_memory::{Fingerprint, Namespace};
 use neap_model::chat::ChatMessage;
 
 use crate::args::ChatArgs;
@@ -72,14 +72,14 @@ impl Store {
     pub fn conversation(
         &self,
         name: &str,
-        (fingerprint, quality): (Fingerprint, KvQuality),
+        (fingerprint, namespace): (Fingerprint, Namespace),
         block_tokens: usize,
     ) -> Conversation {
         Conversation {
             name: name.to_owned(),
             words: self.folder.join(format!("{name}.json")),
             sessions: Sessions::open(&self.disk, fingerprint, block_tokens),
-            namespace: Namespace::new(&[0; 32], "", &fingerprint).with_quality(quality),
+            namespace,
             verbose: self.verbose,
         }
     }

@@ -20,6 +20,7 @@ use neap_model::tokenizer::Tokenizer;
 use crate::args::{ModelArgs, Repack};
 use crate::bytes::show;
 use crate::failure::Failure;
+use crate::hub;
 use crate::remote::Remote;
 use crate::shipped;
 
@@ -64,12 +65,12 @@ pub fn fingerprint(args: &ModelArgs, source: &ModelSource) -> Result<Fingerprint
 /// A model ready to generate.
 pub struct Loaded {
     pub name: String,
+    pub source: Arc<ModelSource>,
     pub engine: Engine<CpuDecoder>,
     pub tokenizer: Tokenizer,
     pub template: ChatTemplate,
     /// What the contents of a KV block depend on.
     pub fingerprint: Fingerprint,
-    pub quality: KvQuality,
     pub remote: Option<Arc<RemoteLevel>>,
     _pressure: Watch,
 }
@@ -80,7 +81,10 @@ pub type Opened = (String, Arc<ModelSource>);
 /// Opens the model that `args` name, or the shipped one, with the context that they ask for.
 pub fn open(args: &ModelArgs) -> Result<Opened, Failure> {
     let (name, mut source) = match &args.model {
-        Some(path) => (path.display().to_string(), ModelSource::open(path)?),
+        Some(path) => (
+            path.display().to_string(),
+            ModelSource::open(hub::find(path)?)?,
+        ),
         None => (shipped::NAME.to_owned(), shipped::source()?),
     };
     if let Some(format) = args.quantize {
@@ -278,8 +282,8 @@ pub fn with_engine(parts: Parts, sequences: usize, below: &Below) -> Result<Load
     pressure.set_mapped_bytes(mapped_bytes);
     Ok(Loaded {
         name: parts.name,
+        source: parts.source,
         fingerprint,
-        quality: parts.quality,
         engine,
         tokenizer,
         template,

@@ -1,6 +1,7 @@
 //! `neap`: the command line.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod args;
 mod bench;
 mod bytes;
@@ -15,12 +16,14 @@ mod eval;
 mod failure;
 mod generate;
 mod http;
+mod hub;
 mod inspect;
 mod interrupt;
 mod keep;
 mod loading;
 mod memory;
 mod pipe;
+mod pull;
 mod remote;
 mod report;
 mod run;
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Convert(args) => convert::run(args),
+        Command::Pull(args) => pull::run(args),
         Command::Embed(args) => embed::run(args),
         Command::Tune(args) => tune::run(args),
         Command::Eval(command) => eval::run(command),

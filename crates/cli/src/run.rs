@@ -10,11 +10,12 @@ use neap_model::tokenizer::EncodeOptions;
 use crate::args::RunArgs;
 use crate::failure::Failure;
 use crate::loading::{self, Below};
-use crate::{generate, interrupt, report, sampling};
+use crate::{adapters, generate, interrupt, report, sampling};
 
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let prompt = read_prompt(args)?;
     let mut loaded = loading::load(&args.model, 1, &Below::default())?;
+    adapters::add(&mut loaded.engine, &loaded.source, args.lora.as_slice())?;
     let options = EncodeOptions {
         add_bos: true,
         parse_special: args.special,
@@ -29,6 +30,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         stop_strings: args.stop.clone(),
         ignore_stop_ids: args.ignore_eos,
         show_special: args.special,
+        adapter: args.lora.as_ref().map(|lora| lora.name.clone()),
         ..Request::default()
     };
     interrupt::install();

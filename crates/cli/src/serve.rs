@@ -13,16 +13,20 @@ use neap_memory::pressure::watch::{Watch, WatchOptions};
 use neap_memory::session::Sessions;
 use neap_memory::{Budget, Fingerprint};
 use neap_model::chat::ChatTemplate;
+use neap_model::classify::Classifier;
 use neap_model::decoder::{CpuDecoder, Decoder};
 use neap_model::embed::{Embedder, Pooling};
 use neap_model::tokenizer::Tokenizer;
-use neap_server::{EmbeddingModel, Live, Loaded, Options, SendTraces, ServedModel, Traces};
+use neap_server::{
+    ClassifierModel, EmbeddingModel, Live, Loaded, Options, SendTraces, ServedModel, Traces,
+};
 
+use crate::adapters;
 use crate::args::{ModelArgs, ServeArgs};
 use crate::bytes::show;
 use crate::failure::Failure;
 use crate::http::Target;
-use crate::loading;
+use crate::loading::{self, Parts};
 use below::Below;
 use reload::CommandLine;
 
@@ -46,10 +50,15 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         Some(path) => Some(embedding_model(args, path, &budget)?),
         None => None,
     };
+    let classifier = match &args.classifier_model {
+        Some(path) => Some(classifier_model(args, path, &budget)?),
+        None => None,
+    };
     let options = Options {
         host: args.host.clone(),
         port: args.port,
         embedding,
+        classifier,
         pressure: Some(Watch::begin(&budget, WatchOptions::default())?),
         traces: args.otlp.as_deref().map(traces).transpose()?,
         live,
@@ -99,12 +108,7 @@ fn embedding_model(
     path: &Path,
     budget: &Budget,
 ) -> Result<EmbeddingModel, Failure> {
-    let model = ModelArgs {
-        model: Some(path.to_owned()),
-        context: None,
-        ..args.model.clone()
-    };
-    let parts = loading::load_embedder(&model, Some(budget))?;
+    let parts = encoder(args, path, budget)?;
     let pooling = Pooling::of(&parts.source)?;
     Ok(EmbeddingModel {
         id: model_id(path),
@@ -113,8 +117,34 @@ fn embedding_model(
     })
 }
 
+/// The model behind `/v1/classify`, or that judges pairs.
+fn classifier_model(
+    args: &ServeArgs,
+    path: &Path,
+    budget: &Budget,
+) -> Result<ClassifierModel, Failure> {
+    let parts = encoder(args, path, budget)?;
+    let tokenizer = Tokenizer::from_source(&parts.source)?;
+    let classifier = Classifier::new(parts.decoder, parts.kv)?;
+    Ok(ClassifierModel::new(model_id(path), tokenizer, classifier))
+}
+
+/// Another model in the budget of the one that is served.
+fn encoder(args: &ServeArgs, path: &Path, budget: &Budget) -> Result<Parts, Failure> {
+    let model = ModelArgs {
+        model: Some(path.to_owned()),
+        context: None,
+        ..args.model.clone()
+    };
+    loading::load_embedder(&model, Some(budget))
+}
+
 /// A model's name in the API: that of its file or folder.
 fn model_id(path: &Path) -> String {
+    if !path.exists() {
+        // A model of the cache.
+        return path.to_string_lossy().into_owned();
+    }
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let stem = if path.is_dir() {
         path.file_name()
@@ -186,11 +216,17 @@ fn load(
         level: parts.level,
     };
     let (tokenizer, context_tokens) = (checked.tokenizer, parts.decoder.context_tokens());
+    let source = Arc::clone(&parts.source);
+    let mapped_bytes = parts.decoder.model().mapped_bytes();
+    let mut engine = Engine::new(parts.decoder, Some(tokenizer.clone()), cache, config);
+    adapters::add(&mut engine, &source, &args.lora)?;
+    let mut model = ServedModel::new(checked.id, context_tokens, tokenizer, checked.template);
+    model.source = Some(source);
     Ok(Loaded {
         sessions: disk.map(|disk| Sessions::open(disk, fingerprint, block_tokens)),
-        mapped_bytes: parts.decoder.model().mapped_bytes(),
-        engine: Engine::new(parts.decoder, Some(tokenizer.clone()), cache, config),
-        model: ServedModel::new(checked.id, context_tokens, tokenizer, checked.template),
+        mapped_bytes,
+        engine,
+        model,
     })
 }
 

@@ -96,7 +96,16 @@ struct Server {
 
 impl Server {
     fn start() -> Self {
-        let model = golden("embedders/bert");
+        let (model, judge) = (
+            golden("embedders/bert"),
+            golden("classifiers/cross-encoder"),
+        );
+        let flags = ["--embedding-model", model.to_str().unwrap()];
+        let with_judge = ["--classifier-model", judge.to_str().unwrap()];
+        Self::with(&[&flags[..], &with_judge[..]].concat())
+    }
+
+    fn with(more: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_neap"))
             .args([
                 "serve",
@@ -107,7 +116,7 @@ impl Server {
                 "--memory",
                 "256MiB",
             ])
-            .args(["--embedding-model", model.to_str().unwrap()])
+            .args(more)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -176,12 +185,12 @@ fn vectors_are_served() {
     );
     let (_, ranked) = server.post(
         "/v1/rerank",
-        &json!({"query": "the hen", "documents": ["an egg", "the hen"], "top_n": 1, "return_documents": true}),
+        &json!({"model": "bert", "query": "the hen", "documents": ["an egg", "the hen"], "top_n": 1, "return_documents": true}),
     );
     assert_eq!(ranked["results"][0]["index"], 1);
     assert_eq!(ranked["results"][0]["document"]["text"], "the hen");
     assert!((ranked["results"][0]["relevance_score"].as_f64().unwrap() - 1.0).abs() < 1e-5);
-    let pairs = json!({"text_1": "the hen", "text_2": ["the hen", "an egg"]});
+    let pairs = json!({"model": "bert", "text_1": "the hen", "text_2": ["the hen", "an egg"]});
     let (_, scores) = server.post("/v1/score", &pairs);
     let dot: f64 = expected[0]
         .iter()
@@ -222,5 +231,108 @@ fn refuses_by_name(server: &Server) {
         let (status, answer) = server.post(path, &body);
         assert!((400..500).contains(&status), "{path} {body}: {status}");
         assert_eq!(answer["error"]["param"], named, "{answer}");
+    }
+}
+
+#[test]
+fn cross_encoders_judge_pairs() {
+    let server = Server::start();
+    let pairs = json!({"text_1": "the hen", "text_2": ["an egg", "the hen, the hen", "egg"]});
+    let (status, scored) = server.post("/v1/score", &pairs);
+    assert_eq!(
+        (status, &scored["model"]),
+        (200, &json!("cross-encoder")),
+        "{scored}"
+    );
+    let scores: Vec<f64> = (0..3)
+        .map(|i| scored["data"][i]["score"].as_f64().unwrap())
+        .collect();
+    assert!(scores.iter().all(|score| (0.0..=1.0).contains(score)));
+    let documents = json!({"query": "the hen", "documents": ["an egg", "the hen, the hen", "egg"]});
+    let (_, ranked) = server.post("/v1/rerank", &documents);
+    let results = ranked["results"].as_array().unwrap();
+    for pair in results.windows(2) {
+        assert!(pair[0]["relevance_score"].as_f64() >= pair[1]["relevance_score"].as_f64());
+    }
+    for result in results {
+        let index = result["index"].as_u64().unwrap() as usize;
+        assert_eq!(result["relevance_score"].as_f64(), Some(scores[index]));
+    }
+    // The second text is another segment: which is which matters.
+    let turned = json!({"text_1": "an egg", "text_2": "the hen"});
+    let turned = server.post("/v1/score", &turned).1["data"][0]["score"]
+        .as_f64()
+        .unwrap();
+    assert!((turned - scores[0]).abs() > 1e-6);
+    let (_, classes) = server.post("/v1/classify", &json!({"input": ["the hen", "an egg"]}));
+    assert_eq!(classes["data"][1]["label"], "LABEL_0");
+    assert_eq!(classes["data"][0]["num_classes"], 1);
+    let (status, no) = server.post("/v1/classify", &json!({"input": "x", "model": "other"}));
+    assert_eq!((status, &no["error"]["param"]), (404, &json!("model")));
+}
+
+#[test]
+fn texts_are_classified_without_training() {
+    let server = Server::with(&[]);
+    let labels = ["happy", "sad", "very, very angry"];
+    let ask = |input: Value, more: Value| {
+        let mut body = json!({"input": input, "labels": labels});
+        for (key, value) in more.as_object().unwrap() {
+            body[key] = value.clone();
+        }
+        server.post("/v1/classify", &body)
+    };
+    let text = "Once upon a time there was a little girl who smiled all day and sang to her cat and her dog. ";
+    let long = format!("{}The girl was {{input}}. She felt", text.repeat(4));
+    let (status, answer) = ask(json!(["glad", "crying"]), json!({"prompt": long}));
+    assert_eq!(status, 200, "{answer}");
+    for data in answer["data"].as_array().unwrap() {
+        let probs: Vec<f64> = data["probs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|p| p.as_f64().unwrap())
+            .collect();
+        assert!((probs.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+        let best = (0..3)
+            .max_by(|&a, &b| probs[a].total_cmp(&probs[b]))
+            .unwrap();
+        assert_eq!(data["label"], labels[best]);
+    }
+    // What both prompts begin with was computed once.
+    let prompt = answer["usage"]["prompt_tokens"].as_u64().unwrap() / 2;
+    let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        .as_u64()
+        .unwrap();
+    assert!(prompt > 64 && cached >= 64, "{cached} of {prompt}");
+    // The same again, to the bit; a mean is no sum.
+    let again = ask(json!(["glad", "crying"]), json!({"prompt": long})).1;
+    assert_eq!(again["data"], answer["data"]);
+    let means = ask(
+        json!("glad"),
+        json!({"prompt": long, "length_normalized": true}),
+    )
+    .1;
+    assert_ne!(means["data"][0]["probs"], answer["data"][0]["probs"]);
+    for (body, named) in [
+        (json!({"input": "x", "labels": ["a"]}), "labels"),
+        (json!({"input": "x", "labels": ["a", "a"]}), "labels"),
+        (json!({"input": "x"}), "labels"),
+        (json!({"labels": ["a", "b"]}), "input"),
+        (
+            json!({"input": "x", "labels": ["a", "b"], "prompt": "no place"}),
+            "prompt",
+        ),
+        (
+            json!({"input": "x".repeat(9000), "labels": ["a", "b"]}),
+            "input",
+        ),
+    ] {
+        let (status, answer) = server.post("/v1/classify", &body);
+        assert_eq!(
+            (status, &answer["error"]["param"]),
+            (400, &json!(named)),
+            "{answer}"
+        );
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! No threads, clocks or I/O of its own: whoever drives it calls [`Engine::step`] until it is idle.
 
+mod adapters;
 mod incoming;
 mod pace;
 mod speed;
@@ -10,19 +11,20 @@ mod weights;
 use neap_memory::cache::{CacheStats, KvCache};
 use neap_memory::governor::Occasion;
 use neap_memory::table::RECENT_TOKENS;
-use neap_memory::{
-    BlockTable, Budget, ChargeKind, Fingerprint, KvPool, KvQuality, Level, Namespace,
-};
+use neap_memory::{BlockTable, Budget, ChargeKind, Fingerprint, KvPool, KvQuality, Level};
 use neap_model::decoder::{Decoder, LogitsWanted, SequenceChunk};
 use neap_model::tokenizer::Tokenizer;
 
+pub(crate) use adapters::AdapterId;
+use adapters::Adapters;
+pub use adapters::{AdapterNameTaken, AdapterState};
 use pace::Pace;
 use speed::Speed;
 
 use crate::fairness::Shares;
 use crate::request::{AdmissionError, Event, FinishReason, Request, RequestId};
 use crate::schedule::{self, Candidate, Plan, Snapshot};
-use crate::sequence::{AttendedTokens, Limits, Sequence};
+use crate::sequence::{AttendedTokens, Limits, Named, Sequence};
 
 /// Waiting requests that are looked at beyond those that find a place, for one that need not wait for a prefix.
 const LOOK_PAST: usize = 32;
@@ -75,6 +77,7 @@ pub struct Engine<D> {
     running: Vec<Sequence>,
     waiting: Vec<Sequence>,
     shares: Shares,
+    adapters: Adapters,
     next_id: u64,
     steps: u64,
     preemptions: u64,
@@ -123,6 +126,7 @@ impl<D: Decoder> Engine<D> {
             running: Vec::new(),
             waiting: Vec::new(),
             shares: Shares::default(),
+            adapters: Adapters::default(),
             next_id: 0,
             steps: 0,
             preemptions: 0,
@@ -137,9 +141,10 @@ impl<D: Decoder> Engine<D> {
     /// Takes a request in, or says why it can never run. It waits until there is room.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, AdmissionError> {
         self.check(&request)?;
+        let adapter = self.adapter_of(&request)?;
+        let namespace = self.namespace_of(&request)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        let namespace = self.namespace(&request.tenant, request.quality);
         // What only the disk level knows, from before a restart, is forecast from now on.
         let known = &request.prompt[..request.prompt.len() - 1];
         self.cache.adopt(&namespace, known, self.now_ms);
@@ -148,15 +153,14 @@ impl<D: Decoder> Engine<D> {
         self.shares
             .enter(&request.tenant, present.map(Sequence::tenant));
         let tokenizer = self.tokenizer.as_ref();
-        let sequence = Sequence::new(id, request, table, namespace, tokenizer, self.now_ms);
+        let named = Named {
+            id,
+            namespace,
+            adapter,
+        };
+        let sequence = Sequence::new(named, request, table, tokenizer, self.now_ms);
         self.enqueue(sequence);
         Ok(id)
-    }
-
-    /// Under which names the cache holds what requests of a tenant computed that asked for this quality.
-    pub fn namespace(&self, tenant: &str, quality: Option<KvQuality>) -> Namespace {
-        Namespace::new(&self.config.secret, tenant, &self.config.fingerprint)
-            .with_quality(self.quality_of(quality))
     }
 
     fn check(&self, request: &Request) -> Result<(), AdmissionError> {
@@ -165,13 +169,11 @@ impl<D: Decoder> Engine<D> {
             return Err(AdmissionError::EmptyPrompt);
         }
         let vocab_size = self.decoder.vocab_size();
-        if let Some(position) = request
-            .prompt
-            .iter()
-            .position(|&id| id as usize >= vocab_size)
-        {
+        let mut tokens = request.prompt.iter().chain(&request.forced);
+        if let Some(position) = tokens.position(|&id| id as usize >= vocab_size) {
+            let prompt = request.prompt.get(position);
             return Err(AdmissionError::UnknownToken {
-                id: request.prompt[position],
+                id: *prompt.unwrap_or_else(|| &request.forced[position - prompt_tokens]),
                 position,
                 vocab_size,
             });
@@ -211,7 +213,9 @@ impl<D: Decoder> Engine<D> {
             .saturating_sub(self.budget.snapshot().of_kind(ChargeKind::Kv));
         let limit_bytes = self.budget.limit();
         // Weights give way before a request fails.
-        let free_bytes = limit_bytes.saturating_sub(other) + self.decoder.releasable_weight_bytes();
+        let free_bytes = limit_bytes.saturating_sub(other)
+            + self.decoder.releasable_weight_bytes()
+            + self.releasable_adapter_bytes();
         if needed_bytes <= free_bytes {
             return Ok(());
         }
@@ -375,6 +379,7 @@ impl<D: Decoder> Engine<D> {
         }
         let chunks = self.rearrange(&plan);
         let chunks = self.reserve(chunks);
+        let chunks = self.load_adapters(chunks, &mut events);
         let before = self.attended.pairs();
         self.compute(&chunks, &mut events);
         if !self.is_idle() {
@@ -593,7 +598,7 @@ impl<D: Decoder> Engine<D> {
 
     fn compute(&mut self, chunks: &[(usize, usize)], events: &mut Vec<Event>) {
         let mut attended = self.attended;
-        let (mut batch, wants_token) = batch_of(&mut self.running, chunks, &mut attended);
+        let (mut batch, parts) = batch_of(&mut self.running, chunks, &self.adapters, &mut attended);
         if batch.is_empty() {
             return;
         }
@@ -607,7 +612,12 @@ impl<D: Decoder> Engine<D> {
         match self.decoder.forward(&mut batch) {
             Ok(logits) => {
                 let mut rows = logits.chunks_exact_mut(vocab_size);
-                for (&(index, tokens), &wanted) in chunks.iter().zip(&wants_token) {
+                for Part {
+                    index,
+                    tokens,
+                    wanted,
+                } in parts
+                {
                     let work = tokens as u64 + u64::from(wanted);
                     self.shares.charge(self.running[index].tenant(), work);
                     // Before the table goes on, so that those who wait for this prefix find it.
@@ -634,6 +644,7 @@ impl<D: Decoder> Engine<D> {
                 );
             }
         }
+        finished.sort_by_key(|&(index, _)| index);
         for (index, reason) in finished.into_iter().rev() {
             let mut sequence = self.running.remove(index);
             sequence.leave_to(&mut self.cache, self.now_ms);
@@ -642,14 +653,23 @@ impl<D: Decoder> Engine<D> {
     }
 }
 
-/// The chunks as the decoder takes them, and whether each ends with a token to be chosen.
+/// What a chunk of a batch is of.
+struct Part {
+    /// Of the sequence among those that run.
+    index: usize,
+    tokens: usize,
+    /// Whether it ends with a token to be chosen.
+    wanted: bool,
+}
+
+/// The chunks as the decoder takes them: those of one adapter follow each other.
 fn batch_of<'a>(
     running: &'a mut [Sequence],
     chunks: &[(usize, usize)],
+    adapters: &'a Adapters,
     attended: &mut AttendedTokens,
-) -> (Vec<SequenceChunk<'a>>, Vec<bool>) {
+) -> (Vec<SequenceChunk<'a>>, Vec<Part>) {
     let mut batch = Vec::with_capacity(chunks.len());
-    let mut wants_token = Vec::with_capacity(chunks.len());
     let mut next = chunks.iter().peekable();
     for (index, sequence) in running.iter_mut().enumerate() {
         let Some(&&(chunk_index, tokens)) = next.peek() else {
@@ -659,20 +679,30 @@ fn batch_of<'a>(
             continue;
         }
         next.next();
-        let last = sequence.ends_with(tokens);
-        wants_token.push(last);
+        let wanted = sequence.ends_with(tokens);
         sequence.count_attended(tokens, attended);
-        let (tokens, table) = sequence.chunk(tokens);
-        let logits = if last {
-            LogitsWanted::Last
-        } else {
-            LogitsWanted::None
+        let part = Part {
+            index,
+            tokens,
+            wanted,
         };
-        batch.push(SequenceChunk {
+        let adapter = sequence.adapter;
+        let (tokens, table) = sequence.chunk(tokens);
+        let chunk = SequenceChunk {
             tokens,
             table,
-            logits,
-        });
+            logits: match wanted {
+                true => LogitsWanted::Last,
+                false => LogitsWanted::None,
+            },
+            adapter: adapter.map(|id| adapters.loaded(id)),
+            second_segment: None,
+        };
+        batch.push((adapter, chunk, part));
     }
-    (batch, wants_token)
+    batch.sort_by_key(|(adapter, ..)| *adapter);
+    batch
+        .into_iter()
+        .map(|(_, chunk, part)| (chunk, part))
+        .unzip()
 }

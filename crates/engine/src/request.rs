@@ -36,10 +36,14 @@ pub struct Request {
     pub show_special: bool,
     /// With each token its log probability and those of this many most likely tokens.
     pub top_logprobs: Option<usize>,
+    /// Tokens that the answer consists of, whatever the model would choose: to learn their log probabilities.
+    pub forced: Vec<u32>,
     /// How low the keys and values may sink, but never below what the engine allows; `None`: as low as that.
     pub quality: Option<KvQuality>,
     /// Whose request it is: cached prefixes are shared within a tenant only.
     pub tenant: String,
+    /// The adapter to use, by its name.
+    pub adapter: Option<String>,
     /// Orders the requests of one tenant: each step up counts as if the request had come
     /// [`PRIORITY_STEP_MS`](crate::schedule::PRIORITY_STEP_MS) earlier, so that none waits for ever.
     pub priority: i32,
@@ -199,6 +203,12 @@ pub enum AdmissionError {
         limit_bytes: u64,
         /// Tokens for which `free_bytes` are enough.
         fitting_tokens: usize,
+    },
+    /// An adapter that is not there, or no longer.
+    #[error("there is no adapter {name:?}")]
+    UnknownAdapter {
+        /// What the request calls it.
+        name: String,
     },
     /// A sampling parameter outside its range.
     #[error("{0}")]

@@ -4,6 +4,7 @@ use neap_memory::cache::{Forecast, Incoming, KvCache};
 use neap_memory::{BlockTable, KvQuality, Level, Namespace};
 use neap_model::tokenizer::{DetokenizeOptions, Detokenizer, Tokenizer};
 
+use crate::engine::AdapterId;
 use crate::fairness::Waiting;
 use crate::grammar::Grammar;
 use crate::request::{Event, FinishReason, Request, RequestId, Usage};
@@ -48,6 +49,8 @@ pub(crate) struct Sequence {
     pub usage: Usage,
     /// The end of its known prefix, while that is loaded.
     pub incoming: Option<Incoming>,
+    /// What is added to its products.
+    pub adapter: Option<AdapterId>,
     /// Blocks, counted from the first, that the prefix cache may hold too.
     cached_blocks: usize,
     /// Blocks, counted from the first, that have sunk to the level asked for, or could not.
@@ -67,12 +70,18 @@ pub(crate) struct Sequence {
     detokenizer: Option<Detokenizer>,
 }
 
+/// What a sequence is called, and its blocks.
+pub(crate) struct Named {
+    pub id: RequestId,
+    pub namespace: Namespace,
+    pub adapter: Option<AdapterId>,
+}
+
 impl Sequence {
     pub fn new(
-        id: RequestId,
+        named: Named,
         mut request: Request,
         table: BlockTable,
-        namespace: Namespace,
         tokenizer: Option<&Tokenizer>,
         now_ms: u64,
     ) -> Self {
@@ -81,20 +90,21 @@ impl Sequence {
             ..DetokenizeOptions::continuation()
         };
         Self {
-            id,
+            id: named.id,
             table,
             usage: Usage {
                 prompt_tokens: request.prompt.len(),
                 ..Usage::default()
             },
             incoming: None,
+            adapter: named.adapter,
             cached_blocks: 0,
             sunk_blocks: 0,
             was_preempted: false,
             promotions: 0,
             due_ms: schedule::due_ms(now_ms, request.priority),
             grammar: request.grammar.take(),
-            namespace,
+            namespace: named.namespace,
             tokens: request.prompt.clone(),
             sampler: Sampler::new(request.sampling.clone()),
             stop: StopMatcher::new(&request.stop_strings),
@@ -338,10 +348,11 @@ impl Sequence {
         {
             return Some(FinishReason::GrammarFailed(why.to_string()));
         }
-        let id = self.sampler.sample(logits, &self.tokens);
+        let forced = self.request.forced.get(self.usage.new_tokens).copied();
+        let id = forced.unwrap_or_else(|| self.sampler.sample(logits, &self.tokens));
         let logprobs = raw.map_or_else(Vec::new, |(top, raw)| sampling::logprobs(&raw, id, top));
         self.usage.new_tokens += 1;
-        if self.ends_text(id, limits) {
+        if forced.is_none() && self.ends_text(id, limits) {
             return Some(FinishReason::EndOfText(id));
         }
         if let Some(grammar) = &mut self.grammar
@@ -383,11 +394,9 @@ impl Sequence {
     }
 
     fn limit_reached(&self, limits: &Limits<'_>) -> Option<FinishReason> {
-        if self
-            .request
-            .max_new_tokens
-            .is_some_and(|max| self.usage.new_tokens >= max)
-        {
+        let forced = Some(self.request.forced.len()).filter(|&tokens| tokens > 0);
+        let most = forced.or(self.request.max_new_tokens);
+        if most.is_some_and(|most| self.usage.new_tokens >= most) {
             Some(FinishReason::Length)
         } else if self.tokens.len() >= limits.context_tokens {
             Some(FinishReason::ContextFull)

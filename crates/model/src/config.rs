@@ -99,7 +99,8 @@ pub struct ModelConfig {
     pub attention_scale: f32,
     /// Attention scores become `cap * tanh(score / cap)`.
     pub attention_cap: Option<f32>,
-    /// In layers with a window a token attends to this many tokens up to and with itself.
+    /// In layers with a window a token attends to this many tokens up to and with itself; of encoders, to this many to
+    /// each side.
     pub sliding_window: Option<usize>,
     /// Whether a token attends only to itself and those before it.
     pub causal: bool,

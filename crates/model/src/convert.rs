@@ -10,7 +10,8 @@ use std::io::Write;
 
 use neap_kernels::format::WeightFormat;
 
-use crate::config::{ModelConfig, RopeLayout};
+use crate::adapter::of_neighbours;
+use crate::config::RopeLayout;
 use crate::embed::Pooling;
 use crate::gguf::{Value, WriteError, Writer};
 use crate::source::{
@@ -58,6 +59,10 @@ pub fn to_gguf<W: Write>(
 ) -> Result<W, ConvertError> {
     let folder = source.folder().ok_or(ConvertError::AlreadyGguf)?;
     let config = source.config();
+    if folder.weights().tensor("classifier.weight").is_some() {
+        let reason = "its classification head would be lost";
+        return Err(ConvertError::NotInGguf(reason.to_owned()));
+    }
     let mut writer = Writer::new();
     let metadata = config
         .to_gguf()
@@ -188,12 +193,12 @@ fn write_part(
         );
     for row in 0..tensor.rows() {
         let from = match turned && tensor.shape.len() == 2 {
-            true => of_neighbours(row, config),
+            true => of_neighbours(row, config.head_dim),
             false => row,
         };
         tensor.read_row(from, &mut values);
         if turned && tensor.shape.len() == 1 {
-            let turned = (0..values.len()).map(|i| values[of_neighbours(i, config)]);
+            let turned = (0..values.len()).map(|i| values[of_neighbours(i, config.head_dim)]);
             values = turned.collect();
         }
         if let Some(col) = values.iter().position(|value| !value.is_finite()) {
@@ -207,11 +212,4 @@ fn write_part(
         write(&bytes)?;
     }
     Ok(())
-}
-
-/// The row of a layout by halves that becomes `row` of one by neighbours.
-fn of_neighbours(row: usize, config: &ModelConfig) -> usize {
-    let dim = config.head_dim;
-    let (head, within) = (row / dim, row % dim);
-    head * dim + within % 2 * (dim / 2) + within / 2
 }

@@ -3,7 +3,9 @@
 //! [`Decoder`] is what the engine drives; [`CpuDecoder`] is the real one, and its `forward` is the
 //! whole of a model, to be read from top to bottom.
 
+mod adapt;
 mod angles;
+mod attend;
 mod cpu;
 mod feed_forward;
 mod layer;
@@ -15,6 +17,8 @@ mod weights;
 
 use neap_kernels::WorkerPanic;
 use neap_memory::BlockTable;
+
+use crate::adapter::Adapter;
 
 pub use angles::rope_table;
 pub use cpu::CpuDecoder;
@@ -57,6 +61,11 @@ pub struct SequenceChunk<'a> {
     pub table: &'a mut BlockTable,
     /// Which rows of logits to compute.
     pub logits: LogitsWanted,
+    /// What is added to the products of the sequence. It must have been opened for the decoder's model. Chunks of one
+    /// adapter are computed together where they follow each other.
+    pub adapter: Option<&'a Adapter>,
+    /// The tokens from this index on are of a second segment, for encoders that tell two apart.
+    pub second_segment: Option<usize>,
 }
 
 /// The largest batch that a decoder was set up for.

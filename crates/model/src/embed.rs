@@ -2,6 +2,8 @@
 //!
 //! A vector is one of the hidden rows after the last norm, or their mean, brought to length 1.
 
+use std::ops::Range;
+
 use neap_memory::{BlockTable, KvPool, OverBudget};
 use serde::Deserialize;
 
@@ -98,6 +100,16 @@ impl Pooling {
     }
 }
 
+impl Pooling {
+    /// The rows that are summed, of those that a step gives of a text.
+    fn rows(self, rows: &[f32], width: usize) -> &[f32] {
+        match self {
+            Self::Cls => &rows[..width.min(rows.len())],
+            Self::Mean | Self::Last => rows,
+        }
+    }
+}
+
 /// `1_Pooling/config.json`, as sentence-transformers writes it.
 #[derive(Deserialize)]
 struct PoolingConfig {
@@ -137,7 +149,7 @@ fn of_folder(folder: &HfFolder) -> Result<Option<Pooling>, ModelFileError> {
     }
 }
 
-/// Makes vectors, one text at a time.
+/// Makes vectors.
 pub struct Embedder {
     decoder: CpuDecoder,
     kv: KvPool,
@@ -179,6 +191,19 @@ impl Embedder {
         tokens: &[u32],
         dimensions: Option<usize>,
     ) -> Result<Vec<f32>, EmbedError> {
+        let mut vectors = self.embed_all(&[tokens], dimensions)?;
+        Ok(vectors.swap_remove(0))
+    }
+
+    /// The vectors of several texts; as many texts are computed together as a step takes, to the same bits as alone.
+    ///
+    /// # Errors
+    /// [`EmbedError`], for the first text that is at fault.
+    pub fn embed_all(
+        &mut self,
+        texts: &[&[u32]],
+        dimensions: Option<usize>,
+    ) -> Result<Vec<Vec<f32>>, EmbedError> {
         let (width, most) = (self.dimensions(), self.context_tokens());
         let asked = dimensions.unwrap_or(width);
         if asked == 0 || asked > width {
@@ -187,20 +212,63 @@ impl Embedder {
                 given: width,
             });
         }
-        if tokens.is_empty() {
-            return Err(EmbedError::Empty);
+        for text in texts {
+            match text.len() {
+                0 => return Err(EmbedError::Empty),
+                tokens if tokens > most => return Err(EmbedError::TooLong { tokens, most }),
+                _ => {}
+            }
         }
-        if tokens.len() > most {
-            return Err(EmbedError::TooLong {
-                tokens: tokens.len(),
-                most,
+        let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
+        let batch_tokens = self.decoder.limits().batch_tokens;
+        let mut vectors = Vec::with_capacity(texts.len());
+        for step in steps(&lengths, batch_tokens) {
+            match &texts[step] {
+                [long] if long.len() > batch_tokens => vectors.push(self.pooled(long, width)?),
+                together => self.pooled_together(together, width, &mut vectors)?,
+            }
+        }
+        let unit = |mut vector: Vec<f64>| {
+            vector.truncate(asked);
+            let length = vector.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
+            vector.into_iter().map(|v| (v * scale) as f32).collect()
+        };
+        Ok(vectors.into_iter().map(unit).collect())
+    }
+
+    /// The sums of the rows of texts that one step takes.
+    fn pooled_together(
+        &mut self,
+        texts: &[&[u32]],
+        width: usize,
+        out: &mut Vec<Vec<f64>>,
+    ) -> Result<(), EmbedError> {
+        let logits = match self.pooling {
+            Pooling::Mean | Pooling::Cls => LogitsWanted::All,
+            Pooling::Last => LogitsWanted::Last,
+        };
+        let mut tables: Vec<BlockTable> = texts.iter().map(|_| BlockTable::new(&self.kv)).collect();
+        let mut batch = Vec::with_capacity(texts.len());
+        for (table, tokens) in tables.iter_mut().zip(texts) {
+            table.reserve(tokens.len())?;
+            batch.push(SequenceChunk {
+                tokens,
+                table,
+                logits,
+                adapter: None,
+                second_segment: None,
             });
         }
-        let mut vector = self.pooled(tokens, width)?;
-        vector.truncate(asked);
-        let length = vector.iter().map(|v| v * v).sum::<f64>().sqrt();
-        let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
-        Ok(vector.into_iter().map(|v| (v * scale) as f32).collect())
+        let mut rows = self.decoder.hidden(&mut batch)?;
+        for tokens in texts {
+            let (own, rest) = rows.split_at(logits.rows(tokens.len()) * width);
+            rows = rest;
+            let mut sum = vec![0.0; width];
+            add_rows(&mut sum, self.pooling.rows(own, width));
+            out.push(sum);
+        }
+        Ok(())
     }
 
     /// The sum of the rows that make the vector.
@@ -221,17 +289,50 @@ impl Embedder {
                 tokens: chunk,
                 table: &mut table,
                 logits,
+                adapter: None,
+                second_segment: None,
             }])?;
-            let taken = match self.pooling {
-                Pooling::Cls => &rows[..width.min(rows.len())],
-                Pooling::Mean | Pooling::Last => rows,
-            };
-            for row in taken.chunks_exact(width) {
-                sum.iter_mut()
-                    .zip(row)
-                    .for_each(|(s, r)| *s += f64::from(*r));
-            }
+            add_rows(&mut sum, self.pooling.rows(rows, width));
         }
         Ok(sum)
+    }
+}
+
+/// Adds rows, each as long as the sum.
+fn add_rows(sum: &mut [f64], rows: &[f32]) {
+    for row in rows.chunks_exact(sum.len()) {
+        sum.iter_mut()
+            .zip(row)
+            .for_each(|(s, r)| *s += f64::from(*r));
+    }
+}
+
+/// Which of texts of these lengths are computed together: as many, in order, as `most` tokens hold; a longer one alone.
+pub(crate) fn steps(lengths: &[usize], most: usize) -> Vec<Range<usize>> {
+    let mut steps: Vec<Range<usize>> = Vec::new();
+    let mut tokens = 0;
+    for (index, &length) in lengths.iter().enumerate() {
+        match steps.last_mut() {
+            Some(step) if tokens + length <= most => {
+                step.end = index + 1;
+                tokens += length;
+            }
+            _ => {
+                steps.push(index..index + 1);
+                tokens = length;
+            }
+        }
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_put_into_steps_in_order() {
+        assert_eq!(steps(&[3, 4, 3, 20, 1, 9], 10), [0..3, 3..4, 4..6]);
+        assert!(steps(&[], 10).is_empty());
     }
 }

@@ -1,7 +1,9 @@
 //! Models of Neap.
 #![deny(unsafe_code)]
 
+pub mod adapter;
 pub mod chat;
+pub mod classify;
 pub mod config;
 pub mod convert;
 pub mod decoder;

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 pub use error::ModelFileError;
-pub(crate) use files::{HF_PREFIXES, Part};
+pub(crate) use files::{HF_PREFIXES, Naming, Part, candidates};
 pub use fingerprint::Fingerprint;
 pub use finite::first_non_finite;
 pub(crate) use locate::gguf_place;
@@ -30,6 +30,7 @@ use crate::gguf::{GgufFile, Value};
 use crate::mmap::FileBytes;
 use crate::safetensors::HfFolder;
 use locate::Located;
+pub(crate) use read::third_of_heads;
 
 /// A model, open for loading: every tensor that its configuration asks for is there, in the right shape.
 #[derive(Debug)]

@@ -77,6 +77,8 @@ fn logits_in_chunks(setup: &mut Setup, tokens: &[u32], sizes: &[usize]) -> Vec<u
             tokens: &tokens[start..end],
             table: &mut table,
             logits: LogitsWanted::All,
+            adapter: None,
+            second_segment: None,
         }];
         all.extend(
             setup
@@ -199,6 +201,8 @@ fn neighbours_in_the_batch_change_no_bit() {
             tokens: prompt,
             table,
             logits: LogitsWanted::Last,
+            adapter: None,
+            second_segment: None,
         });
     }
     let together = setup.decoder.forward(&mut batch).unwrap();
@@ -232,6 +236,8 @@ fn a_step_that_cannot_be_is_refused_and_changes_nothing() {
             tokens,
             table,
             logits,
+            adapter: None,
+            second_segment: None,
         }]);
         result.map(|_| ()).map_err(|why| why.to_string())
     };
@@ -271,6 +277,8 @@ fn logits_over_levels(setup: &mut Setup, isa: Isa, levels: &[(usize, Level)]) ->
                 tokens: part,
                 table: &mut table,
                 logits: LogitsWanted::Last,
+                adapter: None,
+                second_segment: None,
             }])
             .unwrap();
         logits = rows.iter().map(|l| l.to_bits()).collect();

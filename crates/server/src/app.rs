@@ -12,14 +12,17 @@ use neap_engine::{GrammarError, Grammars};
 use neap_memory::Budget;
 use neap_memory::pressure::watch::Watch;
 use neap_model::chat::ChatTemplate;
+use neap_model::source::ModelSource;
 use neap_model::tokenizer::Tokenizer;
 use serde_json::Value;
 
+use crate::adapters::{self, Names};
 use crate::auth::Keys;
 use crate::connection::Places;
 use crate::error::ApiError;
 use crate::live::{InForce, Live};
 use crate::openai::embeddings::EmbeddingModel;
+use crate::openai::judging::ClassifierModel;
 use crate::openai::responses::Store;
 use crate::reload::{self, Source};
 use crate::serving::Serving;
@@ -38,6 +41,9 @@ pub struct ServedModel {
     pub tokenizer: Tokenizer,
     /// Its chat template.
     pub template: ChatTemplate,
+    /// Its files, against which adapters are checked; without them none can be added.
+    pub source: Option<Arc<ModelSource>>,
+    pub(crate) adapters: Names,
     grammars: OnceLock<Result<Grammars, GrammarError>>,
 }
 
@@ -56,6 +62,8 @@ impl ServedModel {
             context_tokens,
             tokenizer,
             template,
+            source: None,
+            adapters: Names::default(),
             grammars: OnceLock::new(),
         }
     }
@@ -89,6 +97,8 @@ pub struct App {
     pub configuration: Option<Arc<dyn Source>>,
     /// Held while a change is made.
     pub reloading: tokio::sync::Mutex<()>,
+    /// Classifies and judges pairs, if the server has such a model.
+    pub classifier: Option<ClassifierModel>,
 }
 
 /// Time for a body to arrive.
@@ -150,6 +160,8 @@ fn routes() -> Vec<Route> {
         ("get", "/memory/sessions", get(sessions::list)),
         ("delete", "/memory/sessions/{id}", delete(sessions::delete)),
         ("post", "/memory/sessions/{id}/pin", post(sessions::pin)),
+        ("post", "/v1/load_lora_adapter", post(adapters::load)),
+        ("post", "/v1/unload_lora_adapter", post(adapters::unload)),
         ("post", "/tokenize", post(tokens::tokenize)),
         ("post", "/detokenize", post(tokens::detokenize)),
         ("get", "/v1/models", get(openai::models::list)),
@@ -168,6 +180,7 @@ fn routes() -> Vec<Route> {
             "/v1/embeddings",
             post(openai::embeddings::embeddings),
         ),
+        ("post", "/v1/classify", post(openai::classify::handle)),
         ("post", "/v1/rerank", post(openai::embeddings::rerank)),
         ("post", "/v1/score", post(openai::embeddings::score)),
     ]

@@ -137,6 +137,11 @@ impl From<AdmissionError> for ApiError {
             AdmissionError::EmptyPrompt | AdmissionError::UnknownToken { .. } => {
                 Self::field("prompt", message)
             }
+            AdmissionError::UnknownAdapter { .. } => {
+                let mut error = Self::not_found(message).with_code("model_not_found");
+                error.param = Some("model".into());
+                error
+            }
             AdmissionError::Sampling(_) => {
                 // The message begins with the parameter's name.
                 let param = message.split(' ').next().unwrap_or_default().to_owned();

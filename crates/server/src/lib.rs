@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod adapters;
 mod app;
 mod auth;
 mod connection;
@@ -29,6 +30,7 @@ mod worker;
 pub use app::ServedModel;
 pub use live::Live;
 pub use openai::embeddings::EmbeddingModel;
+pub use openai::judging::ClassifierModel;
 pub use reading::{answers_of, prompt_tokens_of};
 pub use reload::{Change, Configuration, Load, Loaded};
 pub use running::{Options, Running, ServeError, run, start};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use neap_engine::AdapterState;
 use neap_memory::cache::Census;
 use neap_memory::pressure::decide::Reason;
 use neap_memory::pressure::watch::Watch;
@@ -109,6 +110,15 @@ fn levels(report: &Report) -> Vec<Value> {
     levels.map(describe).collect()
 }
 
+fn adapters(report: &Report) -> Vec<Value> {
+    let describe = |a: &AdapterState| {
+        json!({
+            "name": a.name, "path": a.path, "bytes": a.bytes, "is_loaded": a.is_loaded,
+        })
+    };
+    report.adapters.iter().map(describe).collect()
+}
+
 /// Everything that `/memory` tells.
 fn describe(app: &App) -> Value {
     let ledger = app.budget.snapshot();
@@ -167,6 +177,7 @@ fn describe(app: &App) -> Value {
             "hot": report.attended.hot, "int8": report.attended.int8, "int4": report.attended.int4,
         },
         "pool": pool,
+        "adapters": adapters(&report),
         "engine": {
             "running": report.running,
             "waiting": report.waiting,

@@ -1,6 +1,6 @@
 //! The engine's figures, as they are published for readers on other threads.
 
-use neap_engine::{AttendedTokens, Engine};
+use neap_engine::{AdapterState, AttendedTokens, Engine};
 use neap_memory::cache::{CacheStats, Census};
 use neap_memory::governor::{Action, LogEntry, Occasion};
 use neap_memory::{Level, PoolStats};
@@ -29,6 +29,8 @@ pub struct Report {
     pub freeable_bytes: u64,
     /// Bytes of weights that could be read from the model's file at each use instead.
     pub releasable_weight_bytes: u64,
+    /// Adapters that requests can choose.
+    pub adapters: Vec<AdapterState>,
     /// What was attended to, by level.
     pub attended: AttendedTokens,
     /// The pool.
@@ -95,6 +97,7 @@ impl Report {
             cached_blocks: cache.len_blocks(),
             freeable_bytes: cache.freeable_bytes(),
             releasable_weight_bytes: engine.decoder().releasable_weight_bytes(),
+            adapters: engine.adapters(),
             attended: engine.attended(),
             pool: Some(engine.kv().stats()),
             preemptions: engine.preemptions(),

@@ -16,6 +16,7 @@ use crate::app::{self, App};
 use crate::connection::{self, Places};
 use crate::live::{InForce, Live};
 use crate::openai::embeddings::EmbeddingModel;
+use crate::openai::judging::ClassifierModel;
 use crate::openai::responses::Store;
 use crate::reload::{self, Configuration, Loaded, Slot, Slotted, Source};
 use crate::serving::Serving;
@@ -30,6 +31,8 @@ pub struct Options {
     pub port: u16,
     /// Makes vectors, beside the model that writes.
     pub embedding: Option<EmbeddingModel>,
+    /// Classifies, or judges pairs, beside it.
+    pub classifier: Option<ClassifierModel>,
     /// Watches the pressure on the system, if anything does.
     pub pressure: Option<Watch>,
     /// Where traces of requests go, if anywhere.
@@ -44,6 +47,7 @@ impl Default for Options {
             host: "127.0.0.1".into(),
             port: 8080,
             embedding: None,
+            classifier: None,
             pressure: None,
             traces: None,
             live: Live::default(),
@@ -109,6 +113,7 @@ pub async fn start<D: Decoder + Send + 'static>(
         responses: Arc::new(Store::new(&budget)),
         budget,
         embedding: options.embedding,
+        classifier: options.classifier,
         pressure: options.pressure,
         configuration: configuration.map(|configuration| {
             let source: Arc<dyn Source> = Arc::new(Slotted {

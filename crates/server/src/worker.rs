@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use neap_engine::{Engine, Event, FinishReason, Request, RequestId};
-use neap_memory::KvQuality;
+use neap_memory::Namespace;
 use neap_model::decoder::Decoder;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::adapters::{self, Names};
 use crate::app::ServedModel;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
@@ -61,6 +62,8 @@ enum Message {
     Call(Call),
     /// The admin asks about sessions.
     Sessions(Ask, oneshot::Sender<Result<Value, ApiError>>),
+    /// The admin adds or removes an adapter.
+    Adapters(adapters::Ask, oneshot::Sender<Result<(), ApiError>>),
     /// Publish figures now, then answer.
     Publish(oneshot::Sender<()>),
     /// These from now on.
@@ -120,10 +123,11 @@ impl Handle {
     /// # Errors
     /// If the system has no thread to give.
     pub fn spawn<D: Decoder + Send + 'static>(
-        loaded: Loaded<D>,
+        mut loaded: Loaded<D>,
         (slot, traces): (Slot<D>, Option<Traces>),
         settings: Settings,
     ) -> std::io::Result<(Self, ServedModel)> {
+        loaded.model.adapters = Names::of(&loaded.engine.adapters());
         let (messages, inbox) = sync_channel(CALLS_IN_FLIGHT);
         let shared = Arc::new(Shared::default());
         let mut worker = Worker {
@@ -185,8 +189,23 @@ impl Handle {
     /// # Errors
     /// What to tell the admin.
     pub async fn ask(&self, ask: Ask) -> Result<Value, ApiError> {
+        self.send(|reply| Message::Sessions(ask, reply)).await
+    }
+
+    /// Has the engine's thread add or remove an adapter.
+    ///
+    /// # Errors
+    /// What to tell the admin.
+    pub async fn adapters(&self, ask: adapters::Ask) -> Result<(), ApiError> {
+        self.send(|reply| Message::Adapters(ask, reply)).await
+    }
+
+    async fn send<T>(
+        &self,
+        message: impl FnOnce(oneshot::Sender<Result<T, ApiError>>) -> Message,
+    ) -> Result<T, ApiError> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.messages.try_send(Message::Sessions(ask, reply));
+        let sent = self.messages.try_send(message(reply));
         sent.map_err(|why| match why {
             TrySendError::Full(_) => ApiError::busy(),
             TrySendError::Disconnected(_) => gone(),
@@ -259,7 +278,7 @@ struct Active {
 struct Turn {
     wish: SessionWish,
     tenant: String,
-    quality: Option<KvQuality>,
+    namespace: Namespace,
     tokens: Vec<u32>,
 }
 
@@ -374,8 +393,9 @@ impl<D: Decoder> Worker<D> {
         self.keeper.save_some(cache, true, clock_ms());
         self.engine.make_way(clock_ms());
         // A loader that panics must not end those who serve.
-        let loaded = catch_unwind(AssertUnwindSafe(load))
+        let mut loaded = catch_unwind(AssertUnwindSafe(load))
             .unwrap_or_else(|_| Err("the model broke its loader; the log says where".into()))?;
+        loaded.model.adapters = Names::of(&loaded.engine.adapters());
         self.engine = loaded.engine;
         self.engine.set_step_ms(self.settings.step_ms);
         self.keeper = Keeper::new(loaded.sessions);
@@ -402,6 +422,10 @@ impl<D: Decoder> Worker<D> {
                 Message::Sessions(ask, reply) => {
                     let cache = self.engine.cache_mut();
                     let _ = reply.send(self.keeper.answer(ask, cache, clock_ms()));
+                }
+                Message::Adapters(ask, reply) => {
+                    let _ = reply.send(ask.carry_out(&mut self.engine));
+                    self.publish();
                 }
                 Message::Publish(reply) => {
                     self.publish();
@@ -434,10 +458,17 @@ impl<D: Decoder> Worker<D> {
         if self.active.len() + call.requests.len() > self.settings.max_active {
             return Err(ApiError::busy());
         }
+        let mut turn = None;
         if let (Some(wish), Some(first)) = (&call.asking.session, call.requests.first()) {
-            let namespace = self.engine.namespace(&first.tenant, first.quality);
+            let namespace = self.engine.namespace_of(first)?;
             let cache = self.engine.cache_mut();
             self.keeper.begin(&namespace, &wish.name, cache, clock_ms());
+            turn = Some(Turn {
+                wish: wish.clone(),
+                tenant: first.tenant.clone(),
+                namespace,
+                tokens: first.prompt.clone(),
+            });
         }
         let mut ids = Vec::with_capacity(call.requests.len());
         for (index, request) in call.requests.iter().enumerate() {
@@ -453,7 +484,6 @@ impl<D: Decoder> Worker<D> {
         }
         for (id, index) in ids {
             let request = &call.requests[index];
-            let session = call.asking.session.clone().filter(|_| index == 0);
             let active = Active {
                 index,
                 events: call.events.clone(),
@@ -464,12 +494,8 @@ impl<D: Decoder> Worker<D> {
                 trace: call.asking.trace,
                 prompt_tokens: request.prompt.len(),
                 new_tokens: 0,
-                turn: session.map(|wish| Turn {
-                    wish,
-                    tenant: request.tenant.clone(),
-                    quality: request.quality,
-                    tokens: request.prompt.clone(),
-                }),
+                // Of the first request.
+                turn: turn.take(),
             };
             self.active.insert(id, active);
         }
@@ -529,8 +555,7 @@ impl<D: Decoder> Worker<D> {
             if finished {
                 let turn = self.active.remove(&id).and_then(|active| active.turn);
                 if let Some(turn) = turn {
-                    let namespace = self.engine.namespace(&turn.tenant, turn.quality);
-                    let whose = (namespace, turn.tenant);
+                    let whose = (turn.namespace, turn.tenant);
                     self.keeper.turn(whose, turn.wish, turn.tokens, clock_ms());
                 }
             }

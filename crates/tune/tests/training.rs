@@ -92,6 +92,8 @@ fn logits_are_those_of_the_engine() {
         tokens: &tokens,
         table: &mut table,
         logits: LogitsWanted::All,
+        adapter: None,
+        second_segment: None,
     };
     let computed = decoder.forward(&mut [chunk]).expect("logits");
     let vocab = source.config().vocab_size;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{ModelArgs, RemoteArgs};
+use crate::adapters::NamedAdapter;
 use crate::bytes;
 
 #[derive(Debug, Clone, Args)]
@@ -33,9 +34,17 @@ pub struct ServeArgs {
     /// Name of the model in the API; that of its file if left out.
     #[arg(long, value_name = "NAME")]
     pub model_name: Option<String>,
+    /// A LoRA adapter that requests can choose as their model: a folder in PEFT's layout, or a GGUF file. May be
+    /// repeated; POST /v1/load_lora_adapter adds more while the server runs.
+    #[arg(long, value_name = "NAME=PATH", value_parser = crate::adapters::parse)]
+    pub lora: Vec<NamedAdapter>,
     /// A model for /v1/embeddings, /v1/rerank and /v1/score: a GGUF file or a Hugging Face folder, in the same budget.
     #[arg(long, value_name = "PATH")]
     pub embedding_model: Option<PathBuf>,
+    /// A classifier for /v1/classify, or a cross-encoder for /v1/rerank and /v1/score: a GGUF file or a Hugging Face
+    /// folder, in the same budget.
+    #[arg(long, value_name = "PATH")]
+    pub classifier_model: Option<PathBuf>,
     /// A folder for blocks of the prefix cache that RAM has no room for; they outlive a restart.
     #[arg(long, value_name = "PATH")]
     pub disk: Option<PathBuf>,

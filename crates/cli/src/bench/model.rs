@@ -281,6 +281,8 @@ impl Bench<'_> {
                 tokens,
                 table,
                 logits,
+                adapter: None,
+                second_segment: None,
             }])?;
             self.sinker.sink(table);
         }
@@ -297,6 +299,8 @@ impl Bench<'_> {
                     tokens: std::slice::from_ref(token),
                     table,
                     logits: LogitsWanted::Last,
+                    adapter: None,
+                    second_segment: None,
                 })
                 .collect();
             self.parts.decoder.forward(&mut batch)?;

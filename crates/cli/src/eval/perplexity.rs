@@ -175,6 +175,8 @@ impl Lane {
             tokens,
             table,
             logits,
+            adapter: None,
+            second_segment: None,
         }])?;
         self.sinker.sink(&mut self.table);
         Ok(rows)

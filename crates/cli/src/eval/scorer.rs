@@ -103,6 +103,8 @@ impl Scorer {
             tokens,
             table,
             logits,
+            adapter: None,
+            second_segment: None,
         }])?;
         Ok(rows)
     }

@@ -10,6 +10,7 @@ use neap_server::{Change, Configuration, Load};
 
 use super::below::Below;
 use super::{Checked, live, load};
+use crate::adapters::NamedAdapter;
 use crate::args::{Cli, Command, ModelArgs, ServeArgs};
 use crate::config;
 use crate::failure::Failure;
@@ -151,6 +152,7 @@ fn fixed(args: &ServeArgs) -> Named {
         ("host", shown(&args.host)),
         ("port", shown(&args.port)),
         ("embedding-model", shown(&args.embedding_model)),
+        ("classifier-model", shown(&args.classifier_model)),
         ("disk", shown(&args.disk)),
         ("disk-limit", shown(&args.disk_limit)),
         ("remote", shown(&args.remote)),
@@ -163,6 +165,7 @@ fn keep_fixed(args: &mut ServeArgs, started: &ServeArgs) {
     args.host.clone_from(&started.host);
     args.port = started.port;
     args.embedding_model.clone_from(&started.embedding_model);
+    args.classifier_model.clone_from(&started.classifier_model);
     args.disk.clone_from(&started.disk);
     args.disk_limit = started.disk_limit;
     args.remote = started.remote.clone();
@@ -170,12 +173,13 @@ fn keep_fixed(args: &mut ServeArgs, started: &ServeArgs) {
 }
 
 /// What a loaded model depends on.
-fn running(args: &ServeArgs) -> (ModelArgs, u32, Option<String>) {
+fn running(args: &ServeArgs) -> (ModelArgs, u32, Option<String>, Vec<NamedAdapter>) {
     let model = ModelArgs {
         memory: None,
         ..args.model.clone()
     };
-    (model, args.parallel, args.model_name.clone())
+    let adapters = args.lora.clone();
+    (model, args.parallel, args.model_name.clone(), adapters)
 }
 
 /// What can change while the process runs. Every flag is here or in [`fixed`]: one that is added does not compile
@@ -185,6 +189,7 @@ fn changeable(args: &ServeArgs) -> Named {
         host: _,
         port: _,
         embedding_model: _,
+        classifier_model: _,
         disk: _,
         disk_limit: _,
         remote: _,
@@ -195,6 +200,7 @@ fn changeable(args: &ServeArgs) -> Named {
         api_key_file,
         admin_key,
         model_name,
+        lora,
         max_body,
         slow_client,
         step_ms,
@@ -222,6 +228,7 @@ fn changeable(args: &ServeArgs) -> Named {
         ("api-key-file", shown(api_key_file)),
         ("admin-key", shown(admin_key)),
         ("model-name", shown(model_name)),
+        ("lora", shown(lora)),
         ("max-body", shown(max_body)),
         ("slow-client", shown(slow_client)),
         ("step-ms", shown(step_ms)),

@@ -15,7 +15,13 @@ impl<D: Decoder> Engine<D> {
     /// Lets weights go for what a shrink asks beyond all blocks but those of the first sequence. Takes some back
     /// when there is room beside the `wanted_bytes` of blocks and an eighth of the budget.
     pub(super) fn balance_weights(&mut self, wanted_bytes: u64) {
-        let excess = self.budget.excess();
+        let excess = match self.budget.excess() {
+            0 => 0,
+            excess => {
+                self.release_adapters(excess);
+                self.budget.excess()
+            }
+        };
         if excess > 0 {
             let blocks: usize = self
                 .running
@@ -46,8 +52,13 @@ impl<D: Decoder> Engine<D> {
         self.budget.available() >= block_bytes
     }
 
+    /// Lets go of adapters that nothing uses, then of weights, until `bytes` are free.
     pub(super) fn release_weights(&mut self, bytes: u64) {
-        let freed = self.decoder.release_weights(bytes);
+        let freed = self.release_adapters(bytes);
+        if freed >= bytes {
+            return;
+        }
+        let freed = self.decoder.release_weights(bytes - freed);
         if freed > 0 {
             self.weights_released_ms = Some(self.now_ms);
             tracing::info!(

@@ -42,6 +42,12 @@ pub enum Architecture {
     GptNeox,
     /// BERT and MiniLM: encoders, whose tokens attend to those before and after them.
     Bert,
+    /// nomic-embed-text: BERT with rotary embedding, a gate, and no biases but those of norms.
+    #[serde(rename = "nomic-bert")]
+    NomicBert,
+    /// ModernBERT: norms before, rotary embedding, a gate; two of three layers with a window to both sides.
+    #[serde(rename = "modern-bert")]
+    ModernBert,
 }
 
 /// How rows are normalized.
@@ -106,6 +112,8 @@ pub enum WindowPattern {
     All,
     /// All but every n-th.
     AllButEvery(usize),
+    /// All but the first of every n.
+    AllButFirstOf(usize),
 }
 
 /// Which way of naming tensors the Hugging Face folders of an architecture follow.
@@ -119,6 +127,10 @@ pub enum HfNaming {
     GptNeox,
     /// `encoder.layer.N.attention.self.query.weight`.
     Bert,
+    /// `encoder.layers.N.attn.Wqkv.weight`.
+    NomicBert,
+    /// `layers.N.attn.Wqkv.weight`.
+    ModernBert,
 }
 
 /// What is fixed for an architecture.
@@ -150,6 +162,8 @@ pub struct ArchitectureRow {
     pub hf_norm_less_one: bool,
     /// Where norms stand.
     pub norm_place: NormPlace,
+    /// Whether embeddings are normalized; where norms stand before, the first layer does without its own then.
+    pub embedding_norm: bool,
     /// The activation where the file does not name it.
     pub activation: Activation,
     /// Whether the feed-forward network has a gate.
@@ -186,6 +200,7 @@ const LLAMA: ArchitectureRow = ArchitectureRow {
     norm_bias: false,
     hf_norm_less_one: false,
     norm_place: NormPlace::Before,
+    embedding_norm: false,
     activation: Activation::Silu,
     gated: true,
     ffn_bias: false,
@@ -352,9 +367,39 @@ pub const ARCHITECTURES: &[ArchitectureRow] = &[
         hf_naming: HfNaming::Bert,
         gguf_fused_qkv: false,
         norm_place: NormPlace::AfterSum,
+        embedding_norm: true,
         activation: Activation::GeluErf,
         causal: false,
         ..GPT2
+    },
+    ArchitectureRow {
+        architecture: Architecture::NomicBert,
+        gguf_name: Some("nomic-bert"),
+        hf_name: "nomic_bert",
+        hf_naming: HfNaming::NomicBert,
+        gguf_rope_layout: RopeLayout::Halves,
+        gguf_fused_qkv: true,
+        norm: NormKind::Layer,
+        norm_bias: true,
+        norm_place: NormPlace::AfterSum,
+        embedding_norm: true,
+        causal: false,
+        ..LLAMA
+    },
+    ArchitectureRow {
+        architecture: Architecture::ModernBert,
+        gguf_name: Some("modern-bert"),
+        hf_name: "modernbert",
+        hf_naming: HfNaming::ModernBert,
+        gguf_rope_layout: RopeLayout::Halves,
+        gguf_fused_qkv: true,
+        gguf_fused_gate: true,
+        norm: NormKind::Layer,
+        embedding_norm: true,
+        activation: Activation::GeluErf,
+        window_pattern: WindowPattern::AllButFirstOf(3),
+        causal: false,
+        ..LLAMA
     },
 ];
 
@@ -363,6 +408,17 @@ impl Architecture {
     pub fn row(self) -> &'static ArchitectureRow {
         let row = ARCHITECTURES.iter().find(|row| row.architecture == self);
         row.expect("every architecture has a row")
+    }
+}
+
+impl WindowPattern {
+    /// Whether a layer has the window.
+    pub fn holds(self, layer: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::AllButEvery(n) => !(layer + 1).is_multiple_of(n),
+            Self::AllButFirstOf(n) => !layer.is_multiple_of(n),
+        }
     }
 }
 

@@ -105,6 +105,8 @@ impl Reader<'_> {
 
     pub(super) fn window(&self, row: &ArchitectureRow) -> Result<Option<usize>, ModelFileError> {
         let window = self.size(Field::SlidingWindow)?.filter(|&n| n != 0);
+        // Of encoders files give both sides together.
+        let window = window.map(|n| if row.causal { n } else { (n / 2).max(1) });
         let needed = matches!(row.window_pattern, WindowPattern::AllButEvery(_));
         if window.is_none() && needed && row.architecture == Architecture::Gemma2 {
             return Ok(Some(4096)); // what all of its models have, and the first files leave out
@@ -133,8 +135,7 @@ impl Reader<'_> {
         };
         let in_pattern = |layer: usize| match (&listed, pattern) {
             (Some(list), _) => list.get(layer).copied().unwrap_or(false),
-            (None, WindowPattern::All) => true,
-            (None, WindowPattern::AllButEvery(n)) => !(layer + 1).is_multiple_of(n),
+            (None, pattern) => pattern.holds(layer),
         };
         let rotated = |layer: usize| match row.no_rope_step {
             Some(step) => !(layer + 1).is_multiple_of(step),

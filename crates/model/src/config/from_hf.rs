@@ -48,6 +48,13 @@ pub(super) struct RawConfig {
     use_sliding_window: Option<bool>,
     max_window_layers: Option<usize>,
     sliding_window_pattern: Option<usize>,
+    /// ModernBERT's: to both sides together.
+    local_attention: Option<usize>,
+    global_attn_every_n_layers: Option<usize>,
+    pub(super) global_rope_theta: Option<f32>,
+    pub(super) local_rope_theta: Option<f32>,
+    norm_eps: Option<f32>,
+    norm_bias: Option<bool>,
     layer_types: Option<Vec<String>>,
     tie_word_embeddings: Option<bool>,
     hidden_act: Option<String>,
@@ -253,14 +260,18 @@ impl Reader<'_> {
     fn norm(&self, row: &ArchitectureRow) -> Result<NormConfig, ModelFileError> {
         let (field, eps) = match row.norm {
             NormKind::Rms => (Field::RmsEps, self.raw.rms_norm_eps),
-            NormKind::Layer => (Field::LayerNormEps, self.raw.layer_norm_eps),
+            // ModernBERT's files may give both.
+            NormKind::Layer => (
+                Field::LayerNormEps,
+                self.raw.norm_eps.or(self.raw.layer_norm_eps),
+            ),
         };
         let eps = eps.ok_or_else(|| self.refuse(&Dialect::HuggingFace.name(field), MISSING))?;
         Ok(NormConfig {
             kind: row.norm,
             eps,
             place: row.norm_place,
-            bias: row.norm_bias,
+            bias: self.raw.norm_bias.unwrap_or(row.norm_bias),
         })
     }
 
@@ -287,7 +298,7 @@ impl Reader<'_> {
         ];
         match names.into_iter().flatten().next().map(String::as_str) {
             None => Ok(row.activation),
-            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("silu" | "swish" | "swiglu") => Ok(Activation::Silu),
             Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Ok(Activation::GeluTanh),
             Some("gelu") if gemma => Ok(Activation::GeluTanh),
             Some("gelu") => Ok(Activation::GeluErf),
@@ -413,7 +424,15 @@ impl Reader<'_> {
         };
         let kinds: Vec<LayerKind> = (0..layers.min(MAX_LAYERS)).map(kind).collect();
         let used = kinds.iter().any(|kind| kind.window);
-        Ok((self.raw.sliding_window.filter(|_| used), kinds))
+        Ok((self.sliding_window(row).filter(|_| used), kinds))
+    }
+
+    /// Tokens of the window: up to and with the token itself, or of encoders to each side.
+    fn sliding_window(&self, row: &ArchitectureRow) -> Option<usize> {
+        match row.architecture {
+            Architecture::ModernBert => Some(self.raw.local_attention.unwrap_or(128) / 2),
+            _ => self.raw.sliding_window,
+        }
     }
 
     /// Which layers have the window.
@@ -423,11 +442,16 @@ impl Reader<'_> {
         let always = !matches!(raw.model_type.as_deref(), Some(name) if name.starts_with("qwen"))
             && row.architecture != Architecture::Llama
             && row.architecture != Architecture::SmolLm3;
-        let on = raw.sliding_window.is_some() && raw.use_sliding_window.unwrap_or(always);
+        let window = self.sliding_window(row);
+        let on = window.is_some() && raw.use_sliding_window.unwrap_or(always);
         let layers = layers.min(MAX_LAYERS);
         let Some(kinds) = &raw.layer_types else {
             let pattern = match (row.window_pattern, raw.sliding_window_pattern) {
                 (WindowPattern::AllButEvery(_), Some(n)) => WindowPattern::AllButEvery(n.max(1)),
+                (WindowPattern::AllButFirstOf(_), _) => {
+                    let n = raw.global_attn_every_n_layers.unwrap_or(3);
+                    WindowPattern::AllButFirstOf(n.max(1))
+                }
                 (pattern, _) => pattern,
             };
             // Qwen's own rule: the first `max_window_layers` attend to everything.
@@ -435,14 +459,13 @@ impl Reader<'_> {
                 Some(true) => raw.max_window_layers.unwrap_or(0),
                 _ => 0,
             };
-            let windowed = |layer: usize| match pattern {
-                WindowPattern::All => layer >= first,
-                WindowPattern::AllButEvery(n) => !(layer + 1).is_multiple_of(n),
+            let windowed = |layer: usize| {
+                pattern.holds(layer) && (pattern != WindowPattern::All || layer >= first)
             };
             return Ok((0..layers).map(|layer| on && windowed(layer)).collect());
         };
         let kind = |kind: &String| match kind.as_str() {
-            "sliding_attention" if raw.sliding_window.is_some() => Ok(true),
+            "sliding_attention" if window.is_some() => Ok(true),
             "full_attention" => Ok(false),
             other => Err(self.refuse("layer_types", format!("'{other}' is not supported here"))),
         };

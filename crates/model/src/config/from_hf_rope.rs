@@ -41,9 +41,13 @@ impl Reader<'_> {
         let raw = self.raw;
         let scaling = raw.rope_scaling.as_ref().or(joint.as_ref());
         let base = joint.as_ref().and_then(|joint| joint.rope_theta);
-        let base = base.or(raw.rope_theta).or(raw.rotary_emb_base);
+        let base = base
+            .or(raw.rope_theta)
+            .or(raw.rotary_emb_base)
+            .or(raw.global_rope_theta);
         let rope = self.rope(scaling, base.unwrap_or(10_000.0), head_dim, context)?;
-        let local = match (local, raw.rope_local_base_freq) {
+        let local_base = raw.rope_local_base_freq.or(raw.local_rope_theta);
+        let local = match (local, local_base) {
             (Some(local), _) => {
                 let base = local.rope_theta.unwrap_or(10_000.0);
                 Some(self.rope(Some(&local), base, head_dim, context)?)

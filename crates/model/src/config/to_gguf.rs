@@ -1,6 +1,6 @@
 //! A configuration as GGUF metadata: what [`ModelConfig::from_gguf`] reads.
 
-use super::{Architecture, ModelConfig, NormKind, RopeLayout, RopeScaling, WindowPattern};
+use super::{Architecture, ModelConfig, NormKind, RopeLayout, RopeScaling};
 use crate::gguf::Value;
 
 /// A rule that GGUF files cannot express for this model.
@@ -92,6 +92,8 @@ impl ModelConfig {
             ("attention.value_length", self.head_dim),
         ];
         if let Some(window) = self.sliding_window {
+            // As from_gguf reads it: of encoders both sides together.
+            let window = if self.causal { window } else { 2 * window };
             sizes.push(("attention.sliding_window", window));
         }
         if let Some(experts) = &self.experts {
@@ -170,10 +172,7 @@ impl ModelConfig {
         let row = self.gguf_architecture().row();
         let refuse = |what: &str| Err(NotInGguf(what.to_owned()));
         for (layer, kind) in self.layer_kinds.iter().enumerate() {
-            let windowed = match row.window_pattern {
-                WindowPattern::All => true,
-                WindowPattern::AllButEvery(n) => !(layer + 1).is_multiple_of(n),
-            };
+            let windowed = row.window_pattern.holds(layer);
             if kind.window != (windowed && self.sliding_window.is_some()) {
                 return refuse(&format!("layer {layer} attends as it does"));
             }

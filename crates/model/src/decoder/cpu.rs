@@ -4,18 +4,18 @@
 
 use std::sync::Arc;
 
-use neap_kernels::attention::{self, AttentionSequence, AttentionShape};
-use neap_kernels::kv::{self, KvBlock, KvLayout};
+use neap_kernels::kv::{self, KvLayout};
 use neap_kernels::matmul::{self, MatmulJob};
 use neap_kernels::{Context, Isa, ThreadPool, WorkerPanic, norm, ops, rope};
 use neap_memory::{Budget, OverBudget};
 
+use super::adapt::{self, AdapterRun, Product};
 use super::layer::{LayerWeights, NormWeights};
-use super::levels::format_of;
 use super::scratch::Scratch;
 use super::weights::{KV_FORMAT, Model};
 use super::{Decoder, DecoderLimits, SequenceChunk, StepError};
 use crate::config::{ModelConfig, NormKind, NormPlace};
+use crate::source::{LayerTensor, TensorName};
 
 /// The decoder on CPU threads.
 pub struct CpuDecoder {
@@ -171,6 +171,7 @@ impl CpuDecoder {
             model: &self.model,
             context,
             s: &mut self.scratch,
+            runs: &rows.runs,
             rows: &rows,
         };
         pass.embed(batch)?;
@@ -183,8 +184,8 @@ impl CpuDecoder {
                 // Nothing after this mixes rows: go on with those whose logits are wanted.
                 pass.keep_wanted_rows();
             }
-            pass.attention_output(layer)?;
-            pass.feed_forward(layer)?;
+            pass.attention_output(index, layer)?;
+            pass.feed_forward(index, layer)?;
             self.model.after(index);
         }
         pass.last_norm()?;
@@ -201,18 +202,23 @@ impl CpuDecoder {
 }
 
 /// The rows of a step: one for each token, chunk after chunk.
-struct Rows {
+struct Rows<'a> {
     /// Position of each row's token in its sequence.
     positions: Vec<usize>,
     /// Rows whose logits are wanted.
     wanted: Vec<usize>,
+    /// Rows that go through adapters: of all, and of those that are wanted.
+    runs: Vec<AdapterRun<'a>>,
+    wanted_runs: Vec<AdapterRun<'a>>,
 }
 
-impl Rows {
-    fn of(batch: &[SequenceChunk<'_>]) -> Self {
+impl<'a> Rows<'a> {
+    fn of(batch: &[SequenceChunk<'a>]) -> Self {
         let mut rows = Self {
             positions: Vec::new(),
             wanted: Vec::new(),
+            runs: adapt::runs(batch, |chunk| chunk.tokens.len()),
+            wanted_runs: adapt::runs(batch, |chunk| chunk.logits.rows(chunk.tokens.len())),
         };
         for chunk in batch {
             let (first, start) = (rows.positions.len(), chunk.table.len_tokens());
@@ -230,7 +236,8 @@ pub(super) struct Pass<'a> {
     pub(super) model: &'a Model,
     pub(super) context: Context<'a>,
     pub(super) s: &'a mut Scratch,
-    rows: &'a Rows,
+    pub(super) runs: &'a [AdapterRun<'a>],
+    rows: &'a Rows<'a>,
 }
 
 /// out = norm(x), row by row.
@@ -260,9 +267,7 @@ impl Pass<'_> {
         let hidden = &mut self.s.hidden[..n * config.hidden_size];
         self.model.embed(tokens, hidden);
         self.model.add_positions(&self.rows.positions, hidden);
-        if let Some(first_type) = self.model.first_type() {
-            ops::add_bias(self.context.isa, hidden, first_type);
-        }
+        self.model.add_types(self.context.isa, batch, hidden);
         if config.embedding_scale != 1.0 {
             ops::scale(self.context, hidden, config.embedding_scale)?;
         }
@@ -328,6 +333,23 @@ impl Pass<'_> {
                 ops::add_bias(self.context.isa, rows, bias);
             }
         }
+        for (tensor, out) in [
+            (LayerTensor::AttnQ, &mut *q),
+            (LayerTensor::AttnK, &mut *k),
+            (LayerTensor::AttnV, &mut *v),
+        ] {
+            let product = Product {
+                name: TensorName::Layer(index, tensor),
+                x: normed,
+                out,
+            };
+            adapt::add(
+                self.context,
+                self.runs,
+                (&mut s.adapt, &mut s.matmul),
+                product,
+            )?;
+        }
         for (heads, weight) in [(&mut *q, &layer.q_norm), (&mut *k, &layer.k_norm)] {
             if let Some(weight) = weight {
                 norm::rms_norm_in_place(self.context, heads, weight, config.norm.eps)?;
@@ -381,68 +403,6 @@ impl Pass<'_> {
         }
     }
 
-    /// attended = softmax(q · K) · V over each sequence's blocks.
-    fn attend(&mut self, layer: usize, batch: &[SequenceChunk<'_>]) -> Result<(), WorkerPanic> {
-        let config = self.model.config();
-        let blocks: Vec<Vec<KvBlock<'_>>> = batch
-            .iter()
-            .map(|chunk| {
-                let used = (chunk.table.len_tokens() + chunk.tokens.len())
-                    .div_ceil(chunk.table.block_tokens());
-                (0..used)
-                    .map(|i| {
-                        let view = chunk.table.view(i);
-                        KvBlock {
-                            format: format_of(view.level),
-                            bytes: view.bytes,
-                        }
-                    })
-                    .collect()
-            })
-            .collect();
-        let chunks = batch.iter().zip(&blocks);
-        let sequences: Vec<AttentionSequence<'_>> = if config.causal {
-            chunks
-                .map(|(chunk, blocks)| AttentionSequence {
-                    blocks,
-                    rows: chunk.tokens.len(),
-                    first_position: chunk.table.len_tokens(),
-                })
-                .collect()
-        } else {
-            // Every row sees all tokens, as the last one does.
-            let rows = chunks.flat_map(|(chunk, blocks)| {
-                let last = chunk.table.len_tokens() + chunk.tokens.len() - 1;
-                chunk.tokens.iter().map(move |_| AttentionSequence {
-                    blocks,
-                    rows: 1,
-                    first_position: last,
-                })
-            });
-            rows.collect()
-        };
-        let shape = AttentionShape {
-            layer,
-            heads: config.heads,
-            scale: config.attention_scale,
-            window: config.window(layer),
-            softcap: config.attention_cap,
-            sinks: None,
-        };
-        let n = self.s.rows * config.q_size();
-        let (q, out) = (&self.s.q[..n], &mut self.s.attended[..n]);
-        let layout = self.model.kv_layout();
-        attention::attention(
-            self.context,
-            &layout,
-            &shape,
-            &sequences,
-            q,
-            out,
-            &mut self.s.attention,
-        )
-    }
-
     /// Moves the rows whose logits are wanted to the front and forgets the others.
     fn keep_wanted_rows(&mut self) {
         let config = self.model.config();
@@ -454,10 +414,11 @@ impl Pass<'_> {
                 .copy_within(from * q..(from + 1) * q, to * q);
         }
         self.s.rows = self.rows.wanted.len();
+        self.runs = &self.rows.wanted_runs;
     }
 
     /// hidden += projection of what was attended to; normed = what the feed-forward network reads.
-    fn attention_output(&mut self, layer: &LayerWeights) -> Result<(), WorkerPanic> {
+    fn attention_output(&mut self, index: usize, layer: &LayerWeights) -> Result<(), WorkerPanic> {
         let config = self.model.config();
         let (n, s) = (self.s.rows, &mut *self.s);
         let attended = &s.attended[..n * config.q_size()];
@@ -470,6 +431,17 @@ impl Pass<'_> {
             let projected = &mut s.projected[..n * config.hidden_size];
             ops::add_bias(self.context.isa, projected, bias);
         }
+        let product = Product {
+            name: TensorName::Layer(index, LayerTensor::AttnOutput),
+            x: attended,
+            out: &mut s.projected[..n * config.hidden_size],
+        };
+        adapt::add(
+            self.context,
+            self.runs,
+            (&mut s.adapt, &mut s.matmul),
+            product,
+        )?;
         if config.parallel_residual {
             self.normalize_hidden(layer.ffn_norm.as_ref())?;
             return self.add_projected(None);
@@ -521,6 +493,17 @@ impl Pass<'_> {
         }];
         let normed = &s.normed[..n * config.hidden_size];
         matmul::matmul(self.context, &mut jobs, normed, n, &mut s.matmul)?;
+        let product = Product {
+            name: TensorName::Output,
+            x: normed,
+            out: &mut *logits,
+        };
+        adapt::add(
+            self.context,
+            self.runs,
+            (&mut s.adapt, &mut s.matmul),
+            product,
+        )?;
         if config.logit_scale != 1.0 {
             ops::scale(self.context, logits, config.logit_scale)?;
         }

@@ -1,21 +1,33 @@
 //! Feed-forward networks: dense ones, and mixtures of experts.
 
-use neap_kernels::matmul::{self, MatmulJob};
+use neap_kernels::matmul::{self, MatmulJob, MatmulScratch};
 use neap_kernels::{Context, WorkerPanic, ops};
 
+use super::adapt::{self, AdaptScratch, AdapterRun, Product};
 use super::cpu::Pass;
-use super::layer::{Experts, Ffn, LayerWeights, Mlp};
+use super::layer::{Experts, Ffn, LayerWeights, Linear, Mlp};
 use super::scratch::Scratch;
 use super::weights::Model;
 use crate::config::{Activation, ExpertsConfig};
+use crate::source::{LayerTensor, TensorName};
 
 impl Pass<'_> {
     /// hidden += the feed-forward network of the normalized rows.
-    pub(super) fn feed_forward(&mut self, layer: &LayerWeights) -> Result<(), WorkerPanic> {
+    pub(super) fn feed_forward(
+        &mut self,
+        index: usize,
+        layer: &LayerWeights,
+    ) -> Result<(), WorkerPanic> {
         match &layer.ffn {
             Ffn::Dense(mlp) => {
                 let n = self.s.rows;
-                run_mlp(self.context, self.model, self.s, mlp, n, Rows::Normed)?;
+                let at = Place {
+                    context: self.context,
+                    model: self.model,
+                    runs: self.runs,
+                    layer: index,
+                };
+                run_mlp(at, self.s, mlp, n, Rows::Normed)?;
             }
             Ffn::Experts(experts) => self.mixture(experts)?,
         }
@@ -30,6 +42,13 @@ impl Pass<'_> {
         let (n, hidden) = (self.s.rows, config.hidden_size);
         let Some(experts) = config.experts else {
             unreachable!("weights of experts come with their configuration")
+        };
+        // Experts are not adapted.
+        let at = Place {
+            context: self.context,
+            model: self.model,
+            runs: &[],
+            layer: 0,
         };
         let s = &mut *self.s;
         let chances = &mut s.routes[..n * experts.count];
@@ -57,7 +76,7 @@ impl Pass<'_> {
             if taken == 0 {
                 continue;
             }
-            run_mlp(self.context, self.model, s, mlp, taken, Rows::Gathered)?;
+            run_mlp(at, s, mlp, taken, Rows::Gathered)?;
             let mut taken = 0;
             for row in 0..n {
                 let weight = chance(s, row);
@@ -69,7 +88,7 @@ impl Pass<'_> {
             }
         }
         if let Some((mlp, gate)) = &layer.shared {
-            run_mlp(self.context, self.model, s, mlp, n, Rows::Normed)?;
+            run_mlp(at, s, mlp, n, Rows::Normed)?;
             for row in 0..n {
                 let x = &s.normed[row * hidden..][..hidden];
                 let dot = x
@@ -120,6 +139,32 @@ fn add_scaled(to: &mut [f32], x: &[f32], weight: f32) {
     }
 }
 
+/// Where a network stands.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    context: Context<'a>,
+    model: &'a Model,
+    /// Rows that go through adapters.
+    runs: &'a [AdapterRun<'a>],
+    layer: usize,
+}
+
+impl Place<'_> {
+    /// Adds to a product from `x` to `out` its bias, and what adapters give.
+    fn complete(
+        &self,
+        scratch: (&mut AdaptScratch, &mut MatmulScratch),
+        (tensor, linear): (LayerTensor, &Linear),
+        (x, out): (&[f32], &mut [f32]),
+    ) -> Result<(), WorkerPanic> {
+        if let Some(bias) = &linear.bias {
+            ops::add_bias(self.context.isa, out, bias);
+        }
+        let name = TensorName::Layer(self.layer, tensor);
+        adapt::add(self.context, self.runs, scratch, Product { name, x, out })
+    }
+}
+
 /// Which rows a network reads.
 #[derive(Clone, Copy)]
 enum Rows {
@@ -129,13 +174,13 @@ enum Rows {
 
 /// projected = down(f(gate(x)) * up(x)), or down(f(up(x))) without a gate, for the first `n` rows x.
 fn run_mlp(
-    context: Context<'_>,
-    model: &Model,
+    at: Place<'_>,
     s: &mut Scratch,
     mlp: &Mlp,
     n: usize,
     rows: Rows,
 ) -> Result<(), WorkerPanic> {
+    let (context, model) = (at.context, at.model);
     let config = model.config();
     let (wide, width) = (n * mlp.width, n * config.hidden_size);
     let x = match rows {
@@ -155,10 +200,11 @@ fn run_mlp(
                 out: &mut *gate,
             };
             matmul::matmul(context, &mut [gate_job, up_job], x, n, &mut s.matmul)?;
-            for (rows, linear) in [(&mut *gate, linear), (&mut *up, &mlp.up)] {
-                if let Some(bias) = &linear.bias {
-                    ops::add_bias(context.isa, rows, bias);
-                }
+            for (part, out) in [
+                ((LayerTensor::FfnGate, linear), &mut *gate),
+                ((LayerTensor::FfnUp, &mlp.up), &mut *up),
+            ] {
+                at.complete((&mut s.adapt, &mut s.matmul), part, (x, out))?;
             }
             match config.activation {
                 Activation::Silu => ops::swiglu(context, gate, up)?,
@@ -169,9 +215,8 @@ fn run_mlp(
         }
         None => {
             matmul::matmul(context, &mut [up_job], x, n, &mut s.matmul)?;
-            if let Some(bias) = &mlp.up.bias {
-                ops::add_bias(context.isa, up, bias);
-            }
+            let part = (LayerTensor::FfnUp, &mlp.up);
+            at.complete((&mut s.adapt, &mut s.matmul), part, (x, &mut *up))?;
             match config.activation {
                 Activation::Silu => ops::silu(context, up)?,
                 Activation::GeluTanh => ops::gelu_tanh(context, up)?,
@@ -186,10 +231,8 @@ fn run_mlp(
         out: &mut *out,
     }];
     matmul::matmul(context, &mut jobs, inner, n, &mut s.matmul)?;
-    if let Some(bias) = &mlp.down.bias {
-        ops::add_bias(context.isa, out, bias);
-    }
-    Ok(())
+    let part = (LayerTensor::FfnDown, &mlp.down);
+    at.complete((&mut s.adapt, &mut s.matmul), part, (inner, out))
 }
 
 #[cfg(test)]

@@ -157,21 +157,27 @@ impl<'a, 'b> Loader<'a, 'b> {
     /// A norm or bias, as f32.
     pub fn vector(&mut self, name: TensorName) -> Result<Vec<f32>, LoadError> {
         let tensor = self.source.tensor(name)?;
-        self.row(tensor, self.source.norm_offset(name))
+        self.row(&tensor, 0, self.source.norm_offset(name))
     }
 
-    /// The first row of a matrix, if the model has it.
-    pub fn first_row(&mut self, name: TensorName) -> Result<Option<Vec<f32>>, LoadError> {
-        match self.source.optional(name) {
-            Some(tensor) => self.row(tensor, 0.0).map(Some),
-            None => Ok(None),
-        }
+    /// The first rows of a matrix, so many at most; none if the model does not have it.
+    pub fn rows(&mut self, name: TensorName, most: usize) -> Result<Vec<Vec<f32>>, LoadError> {
+        let Some(tensor) = self.source.optional(name) else {
+            return Ok(Vec::new());
+        };
+        let rows = 0..tensor.rows().min(most);
+        rows.map(|row| self.row(&tensor, row, 0.0)).collect()
     }
 
-    fn row(&mut self, tensor: SourceTensor<'_>, offset: f32) -> Result<Vec<f32>, LoadError> {
+    fn row(
+        &mut self,
+        tensor: &SourceTensor<'_>,
+        row: usize,
+        offset: f32,
+    ) -> Result<Vec<f32>, LoadError> {
         tensor.validate_finite()?;
         let mut values = vec![0.0; tensor.cols()];
-        tensor.read_row(0, &mut values);
+        tensor.read_row(row, &mut values);
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             let reason = format!("value {at} is not a finite number");
             return Err(ModelFileError::tensor(tensor.path, tensor.name, reason).into());

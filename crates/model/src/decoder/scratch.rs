@@ -7,6 +7,7 @@ use neap_kernels::rope::RopeTable;
 use neap_memory::{Budget, Buffer, Charge, ChargeKind, OverBudget};
 
 use super::DecoderLimits;
+use super::adapt::AdaptScratch;
 use super::weights::Model;
 use crate::config::ModelConfig;
 
@@ -33,6 +34,7 @@ pub(super) struct Scratch {
     pub gathered: Buffer<f32>,
     /// Sums of what experts give.
     pub mixed: Buffer<f32>,
+    pub adapt: AdaptScratch,
     pub matmul: MatmulScratch,
     pub attention: AttentionScratch,
     /// Pays for what the kernels allocate themselves.
@@ -73,6 +75,7 @@ impl Scratch {
             routes: buffer(n * experts)?,
             gathered: buffer(mixed)?,
             mixed: buffer(mixed)?,
+            adapt: AdaptScratch::new(config, n, budget)?,
             matmul: MatmulScratch::default(),
             attention: AttentionScratch::default(),
             _kernels: budget.try_charge(
@@ -120,7 +123,8 @@ impl Scratch {
         let lengths = widths.map(|width| n * width);
         let values = lengths
             .into_iter()
-            .chain([limits.logit_rows * config.vocab_size]);
+            .chain([limits.logit_rows * config.vocab_size])
+            .chain(AdaptScratch::lengths(config, n));
         let bytes = |len: usize| Buffer::<f32>::charged_bytes_for(len).unwrap_or(usize::MAX) as u64;
         let kernels = kernel_bytes(config, layout, limits, threads);
         values.map(bytes).fold(kernels, u64::saturating_add)
@@ -140,7 +144,8 @@ fn kernel_bytes(
         .hidden_size
         .max(config.widest_ffn())
         .max(config.q_size());
-    let matmul = MatmulScratch::bytes_needed(n, widest, threads);
+    let matmul =
+        MatmulScratch::bytes_needed(n, widest, threads).max(AdaptScratch::matmul_bytes(n, threads));
     let attention =
         AttentionScratch::bytes_needed(layout, config.heads, n, config.context_length, threads);
     matmul.saturating_add(attention) as u64

@@ -7,7 +7,7 @@ use neap_kernels::format::WeightFormat;
 use neap_kernels::kv::{KvFormat, KvLayout, KvLayoutError};
 use neap_kernels::matrix::{self, MatrixError, MatrixRef, PanelsRef, Weights};
 use neap_kernels::rope::{RopeError, RopeTable};
-use neap_kernels::{Context, Isa, ThreadPool, WorkerPanic};
+use neap_kernels::{Context, Isa, ThreadPool, WorkerPanic, ops};
 use neap_memory::{Budget, Buffer, Charge, ChargeKind, OverBudget};
 
 use crate::config::ModelConfig;
@@ -15,10 +15,10 @@ use crate::source::{
     ExpertTensor, LayerTensor, ModelFileError, ModelSource, SourceTensor, TensorName,
 };
 
-use super::angles;
 use super::layer::{LayerWeights, NormWeights};
 use super::loader::Loader;
 use super::residency::{Residency, UnitBytes};
+use super::{SequenceChunk, angles};
 
 /// Whether matrices are repacked into panels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,8 +130,8 @@ pub struct Model {
     source: Arc<ModelSource>,
     embedding: Matrix,
     positions: Option<Matrix>,
-    /// What is added to every token's embedding: that of the first kind of segments.
-    first_type: Option<Vec<f32>>,
+    /// What is added to tokens' embeddings: that of their kind of segments.
+    types: Vec<Vec<f32>>,
     embedding_norm: Option<NormWeights>,
     layers: Vec<LayerWeights>,
     output_norm: Option<NormWeights>,
@@ -210,7 +210,7 @@ impl Model {
         Ok(Self {
             embedding,
             positions,
-            first_type: loader.first_row(TensorName::TypeEmbedding)?,
+            types: loader.rows(TensorName::TypeEmbedding, 2)?,
             embedding_norm: loader
                 .norm(TensorName::EmbeddingNorm, TensorName::EmbeddingNormBias)?,
             layers,
@@ -323,8 +323,22 @@ impl Model {
         }
     }
 
-    pub(super) fn first_type(&self) -> Option<&[f32]> {
-        self.first_type.as_deref()
+    /// Adds to each row of `hidden` the embedding of its token's segment.
+    pub(super) fn add_types(&self, isa: Isa, batch: &[SequenceChunk<'_>], hidden: &mut [f32]) {
+        let Some(first_type) = self.types.first() else {
+            return;
+        };
+        let second_type = self.types.get(1).unwrap_or(first_type);
+        let mut rest = hidden;
+        for chunk in batch {
+            let n = chunk.tokens.len();
+            let second = chunk.second_segment.unwrap_or(n).min(n);
+            for (count, values) in [(second, first_type), (n - second, second_type)] {
+                let (rows, after) = rest.split_at_mut(count * values.len());
+                ops::add_bias(isa, rows, values);
+                rest = after;
+            }
+        }
     }
 
     pub(super) fn embedding_norm(&self) -> Option<&NormWeights> {
@@ -619,7 +633,9 @@ fn vector_bytes(source: &ModelSource) -> u64 {
     TensorName::all(source.config())
         .filter_map(|name| Some((name, source.optional(name)?)))
         .map(|(name, tensor)| match (name, tensor.shape.len()) {
-            (TensorName::TypeEmbedding, _) => tensor.cols() * size_of::<f32>(),
+            (TensorName::TypeEmbedding, _) => {
+                tensor.rows().min(2) * tensor.cols() * size_of::<f32>()
+            }
             (TensorName::PositionEmbedding, _) => mapped_len(&tensor),
             (_, 1) => tensor.len() * size_of::<f32>(),
             _ => 0,

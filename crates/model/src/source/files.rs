@@ -7,7 +7,7 @@ use super::names::{ExpertTensor, LayerTensor, TensorName};
 
 /// Which way of naming tensors a file follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Naming {
+pub(crate) enum Naming {
     Gguf,
     /// With what stands before every name but that of the output matrix.
     HuggingFace(&'static str),
@@ -103,7 +103,7 @@ fn gguf_layer_name(tensor: LayerTensor) -> &'static str {
 }
 
 /// Names that a tensor may have, the likeliest first, and where in that tensor it lies.
-pub(super) fn candidates(
+pub(crate) fn candidates(
     name: TensorName,
     config: &ModelConfig,
     naming: &Naming,
@@ -188,6 +188,8 @@ fn hf_candidates(name: TensorName, config: &ModelConfig, prefix: &str) -> Vec<(S
         HfNaming::Gpt2 => gpt2(name, config, prefix),
         HfNaming::GptNeox => gpt_neox(name, prefix),
         HfNaming::Bert => bert(name, prefix),
+        HfNaming::NomicBert => nomic_bert(name, config, prefix),
+        HfNaming::ModernBert => modern_bert(name, config, prefix),
     }
 }
 
@@ -385,6 +387,72 @@ fn bert(name: TensorName, prefix: &str) -> Vec<(String, Part)> {
     whole(format!("{prefix}encoder.layer.{layer}.{suffix}"))
 }
 
+fn nomic_bert(name: TensorName, config: &ModelConfig, prefix: &str) -> Vec<(String, Part)> {
+    let TensorName::Layer(layer, tensor) = name else {
+        let suffix = match name {
+            TensorName::TypeEmbedding => "embeddings.token_type_embeddings.weight",
+            TensorName::EmbeddingNorm => "emb_ln.weight",
+            TensorName::EmbeddingNormBias => "emb_ln.bias",
+            _ => "embeddings.word_embeddings.weight",
+        };
+        return whole(format!("{prefix}{suffix}"));
+    };
+    let in_layer = |suffix: &str| format!("{prefix}encoder.layers.{layer}.{suffix}");
+    if let Some((first, of)) = in_qkv(tensor, config) {
+        return vec![(in_layer("attn.Wqkv.weight"), Part::Rows { first, of })];
+    }
+    let suffix = match tensor {
+        AttnOutput => "attn.out_proj.weight",
+        AttnPostNorm => "norm1.weight",
+        AttnPostNormBias => "norm1.bias",
+        FfnUp => "mlp.fc11.weight",
+        FfnGate => "mlp.fc12.weight",
+        FfnDown => "mlp.fc2.weight",
+        FfnPostNorm => "norm2.weight",
+        FfnPostNormBias => "norm2.bias",
+        other => gguf_layer_name(other),
+    };
+    whole(in_layer(suffix))
+}
+
+fn modern_bert(name: TensorName, config: &ModelConfig, prefix: &str) -> Vec<(String, Part)> {
+    let TensorName::Layer(layer, tensor) = name else {
+        let suffix = match name {
+            TensorName::EmbeddingNorm => "embeddings.norm.weight",
+            TensorName::EmbeddingNormBias => "embeddings.norm.bias",
+            TensorName::OutputNorm => "final_norm.weight",
+            TensorName::OutputNormBias => "final_norm.bias",
+            _ => "embeddings.tok_embeddings.weight",
+        };
+        return whole(format!("{prefix}{suffix}"));
+    };
+    let in_layer = |suffix: &str| format!("{prefix}layers.{layer}.{suffix}");
+    if let Some((first, of)) = in_qkv(tensor, config) {
+        let suffix = match tensor {
+            AttnQ | AttnK | AttnV => "attn.Wqkv.weight",
+            _ => "attn.Wqkv.bias",
+        };
+        return vec![(in_layer(suffix), Part::Rows { first, of })];
+    }
+    let ffn = config.ffn_size;
+    let suffix = match tensor {
+        FfnGate | FfnUp => {
+            let first = if tensor == FfnGate { 0 } else { ffn };
+            let fused = Part::Rows { first, of: 2 * ffn };
+            return vec![(in_layer("mlp.Wi.weight"), fused)];
+        }
+        AttnNorm => "attn_norm.weight",
+        AttnNormBias => "attn_norm.bias",
+        AttnOutput => "attn.Wo.weight",
+        AttnOutputBias => "attn.Wo.bias",
+        FfnNorm => "mlp_norm.weight",
+        FfnNormBias => "mlp_norm.bias",
+        FfnDown => "mlp.Wo.weight",
+        other => gguf_layer_name(other),
+    };
+    whole(in_layer(suffix))
+}
+
 /// Whether a tensor may be left unread: it is derived from the configuration, already part of it, tied, or part of
 /// something that reading text does not need.
 pub(super) fn is_harmless(name: &str, config: &ModelConfig) -> bool {
@@ -405,9 +473,16 @@ pub(super) fn is_harmless(name: &str, config: &ModelConfig) -> bool {
     ];
     // An encoder's heads for its training, and the pooler that vectors do without.
     let head = !config.has_output
-        && ["cls.", "pooler.", "bert.pooler."]
-            .iter()
-            .any(|p| name.starts_with(p));
+        && [
+            "cls.",
+            "pooler.",
+            "bert.pooler.",
+            "head.",
+            "decoder.",
+            "classifier.",
+        ]
+        .iter()
+        .any(|p| name.starts_with(p));
     let scales = [".weight_scale", ".weight_scale_inv", ".input_scale"];
     in_config.contains(&name)
         || tied

@@ -155,8 +155,10 @@ impl LayerTensor {
             .is_some_and(|kind| kind.experts);
         let shared = has_experts && config.experts.is_some_and(|e| e.shared_ffn_size.is_some());
         match self {
-            AttnNorm | FfnNorm => norm.place.is_before(),
-            AttnNormBias | FfnNormBias => norm.place.is_before() && norm.bias,
+            AttnNorm | FfnNorm => norm.place.is_before() && !self.is_spared(config, layer),
+            AttnNormBias | FfnNormBias => {
+                norm.place.is_before() && norm.bias && !self.is_spared(config, layer)
+            }
             AttnPostNorm | FfnPostNorm => norm.place != NormPlace::Before,
             AttnPostNormBias | FfnPostNormBias => norm.place != NormPlace::Before && norm.bias,
             AttnQBias | AttnKBias | AttnVBias => config.qkv_bias,
@@ -170,6 +172,12 @@ impl LayerTensor {
             Router => has_experts,
             SharedGate | SharedUp | SharedDown | SharedWeight => shared,
         }
+    }
+
+    /// Whether the first norm of the first layer is spared, since embeddings are normalized.
+    fn is_spared(self, config: &ModelConfig, layer: usize) -> bool {
+        let first = layer == 0 && matches!(self, AttnNorm | AttnNormBias);
+        first && config.architecture.row().embedding_norm
     }
 
     /// The shape, outermost first, in a model of this configuration.
@@ -235,14 +243,15 @@ impl TensorName {
     }
 
     fn is_outer_part_of(self, config: &ModelConfig) -> bool {
-        let embedding_norm = config.norm.place == NormPlace::AfterSum;
+        let embedding_norm = config.architecture.row().embedding_norm;
+        let output_norm = config.norm.place != NormPlace::AfterSum;
         match self {
             Self::PositionEmbedding => config.learned_positions.is_some(),
             Self::TypeEmbedding => config.token_types.is_some(),
             Self::EmbeddingNorm => embedding_norm,
             Self::EmbeddingNormBias => embedding_norm && config.norm.bias,
-            Self::OutputNorm => !embedding_norm,
-            Self::OutputNormBias => !embedding_norm && config.norm.bias,
+            Self::OutputNorm => output_norm,
+            Self::OutputNormBias => output_norm && config.norm.bias,
             Self::Output => config.has_output && !config.tied_embeddings,
             _ => true,
         }

@@ -123,7 +123,7 @@ impl SourceTensor<'_> {
 }
 
 /// The row (or value, of a bias) of heads that lie queries, keys, values, head by head.
-fn third_of_heads(row: usize, third: usize, head_dim: usize) -> usize {
+pub(crate) fn third_of_heads(row: usize, third: usize, head_dim: usize) -> usize {
     (row / head_dim * 3 + third) * head_dim + row % head_dim
 }
 

@@ -2,7 +2,8 @@
 """Make tiny models that turn texts into vectors, with Hugging Face transformers, and the vectors that it gives.
 
     pip install torch transformers
-    python embedders.py    # writes embedders/, embedders.json beside this script
+    python embedders.py               # writes embedders/, embedders.json beside this script
+    python embedders.py modern-bert   # only these
 
 Weights are random, in BF16; vectors are computed in float64 and brought to length 1.
 """
@@ -10,6 +11,7 @@ Weights are random, in BF16; vectors are computed in float64 and brought to leng
 import json
 import pathlib
 import shutil
+import sys
 
 import torch
 import transformers as T
@@ -54,6 +56,12 @@ QWEN_TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>",
 CASES = {
     "bert": (T.BertConfig(vocab_size=VOCAB, hidden_size=36, num_hidden_layers=3, num_attention_heads=3, intermediate_size=60,
                           max_position_embeddings=64), "mean", BERT_TOKENS),
+    "nomic-bert": (T.NomicBertConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+                                     intermediate_size=28, max_position_embeddings=64), "mean", BERT_TOKENS),
+    # Windows of 6 to each side, much shorter than the text.
+    "modern-bert": (T.ModernBertConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=4, num_attention_heads=3,
+                                       intermediate_size=28, max_position_embeddings=64, local_attention=12, pad_token_id=0,
+                                       bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3), "mean", BERT_TOKENS),
     "qwen3-embedding": (T.Qwen3Config(vocab_size=VOCAB, hidden_size=36, intermediate_size=52, num_hidden_layers=2,
                                       num_attention_heads=6, num_key_value_heads=2, head_dim=10, max_position_embeddings=128,
                                       tie_word_embeddings=True, bos_token_id=256, eos_token_id=257), "last", QWEN_TOKENS),
@@ -83,8 +91,8 @@ def make(name: str) -> dict:
     folder = HERE / "embedders" / name
     shutil.rmtree(folder, ignore_errors=True)
     model.bfloat16().save_pretrained(folder)
-    tokenizer = wordpiece() if name == "bert" else tokenizer_json()
-    if name != "bert":
+    tokenizer = wordpiece() if "bert" in name else tokenizer_json()
+    if "bert" not in name:
         tokenizer["model"]["vocab"] |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     write_json(folder / "tokenizer.json", tokenizer)
     write_json(folder / "tokenizer_config.json", tokens)
@@ -92,4 +100,8 @@ def make(name: str) -> dict:
 
 
 if __name__ == "__main__":
-    write_json(HERE / "embedders.json", {"models": [make(name) for name in CASES]})
+    wanted = sys.argv[1:] or list(CASES)
+    path = HERE / "embedders.json"
+    known = {entry["name"]: entry for entry in json.loads(path.read_text())["models"]} if path.exists() else {}
+    known |= {name: make(name) for name in wanted}
+    write_json(path, {"models": [known[name] for name in CASES if name in known]})

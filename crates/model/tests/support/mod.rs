@@ -88,6 +88,8 @@ impl Runner {
                 tokens,
                 table: &mut self.table,
                 logits: LogitsWanted::All,
+                adapter: None,
+                second_segment: None,
             }];
             let logits = self.decoder.forward(&mut batch).unwrap();
             rows.extend(logits.chunks_exact(self.vocab).map(<[f32]>::to_vec));

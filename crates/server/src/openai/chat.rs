@@ -39,7 +39,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Result<Res
 /// What is wrong with it, by name.
 pub fn read(model: &ServedModel, body: &Value, caller: Caller) -> Result<Generation, ApiError> {
     let fields = Fields::of(body)?;
-    let params = Params::read(&fields, &model.id)?;
+    let params = Params::read(&fields, model)?;
     refuse_unsupported(
         &fields,
         &["functions", "function_call", "audio", "web_search_options"],

@@ -40,7 +40,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Result<Res
 /// What is wrong with it, by name.
 pub fn read(model: &ServedModel, body: &Value, caller: Caller) -> Result<Generation, ApiError> {
     let fields = Fields::of(body)?;
-    let mut params = Params::read(&fields, &model.id)?;
+    let mut params = Params::read(&fields, model)?;
     params.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
     refuse_unsupported(&fields, &["tools", "functions"])?;
     let format = Format::read(&fields, "response_format")?;

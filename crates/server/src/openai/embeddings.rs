@@ -1,4 +1,4 @@
-//! `/v1/embeddings`, and what vectors serve: `/v1/rerank` and `/v1/score` by the cosine of a query and documents.
+//! `/v1/embeddings`, and `/v1/rerank` and `/v1/score` by the cosine of a query and documents, or by a cross-encoder.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,6 +10,7 @@ use neap_model::tokenizer::{EncodeOptions, Tokenizer};
 use serde_json::{Value, json};
 
 use super::blocking;
+use super::judging::ClassifierModel;
 use super::models::unknown;
 use crate::app::App;
 use crate::error::{ApiError, json_response};
@@ -28,6 +29,21 @@ pub struct EmbeddingModel {
     pub embedder: Mutex<Embedder>,
 }
 
+/// Texts that are computed before other calls have their turn.
+const AT_ONCE: usize = 32;
+
+/// What to tell of texts that could not be read, which came in `field`.
+pub(super) fn refusal(field: &str, why: EmbedError) -> ApiError {
+    match why {
+        EmbedError::Dimensions { .. } => ApiError::field("dimensions", why.to_string()),
+        EmbedError::OverBudget(_) => ApiError::unavailable(why.to_string()),
+        EmbedError::Step(neap_model::decoder::StepError::Worker(_)) => {
+            ApiError::internal("a worker failed")
+        }
+        _ => ApiError::field(field, why.to_string()),
+    }
+}
+
 /// A text and its vector.
 struct Embedded {
     vector: Vec<f32>,
@@ -35,27 +51,30 @@ struct Embedded {
 }
 
 impl EmbeddingModel {
+    /// The vectors of texts: some at a time are computed together, then other calls have their turn.
     fn embed(
         &self,
         field: &str,
-        tokens: &[u32],
+        texts: &[Vec<u32>],
         dimensions: Option<usize>,
-    ) -> Result<Embedded, ApiError> {
-        let mut embedder = self.embedder.lock().unwrap_or_else(PoisonError::into_inner);
-        let vector = embedder
-            .embed(tokens, dimensions)
-            .map_err(|why| match why {
-                EmbedError::Dimensions { .. } => ApiError::field("dimensions", why.to_string()),
-                EmbedError::OverBudget(_) => ApiError::unavailable(why.to_string()),
-                EmbedError::Step(neap_model::decoder::StepError::Worker(_)) => {
-                    ApiError::internal("a worker failed")
-                }
-                _ => ApiError::field(field, why.to_string()),
-            })?;
-        Ok(Embedded {
-            vector,
-            tokens: tokens.len(),
-        })
+    ) -> Result<Vec<Embedded>, ApiError> {
+        let mut all = Vec::with_capacity(texts.len());
+        for some in texts.chunks(AT_ONCE) {
+            let tokens: Vec<&[u32]> = some.iter().map(Vec::as_slice).collect();
+            let mut embedder = self.embedder.lock().unwrap_or_else(PoisonError::into_inner);
+            let vectors = embedder
+                .embed_all(&tokens, dimensions)
+                .map_err(|why| refusal(field, why))?;
+            let embedded = vectors
+                .into_iter()
+                .zip(some)
+                .map(|(vector, text)| Embedded {
+                    vector,
+                    tokens: text.len(),
+                });
+            all.extend(embedded);
+        }
+        Ok(all)
     }
 
     fn encode(&self, field: &str, text: &str) -> Result<Vec<u32>, ApiError> {
@@ -64,8 +83,10 @@ impl EmbeddingModel {
             .map_err(|why| ApiError::field(field, why.to_string()))
     }
 
-    fn text(&self, field: &str, text: &str) -> Result<Embedded, ApiError> {
-        self.embed(field, &self.encode(field, text)?, None)
+    fn texts(&self, field: &str, texts: &[&str]) -> Result<Vec<Embedded>, ApiError> {
+        let encoded = texts.iter().map(|text| self.encode(field, text));
+        let encoded: Vec<Vec<u32>> = encoded.collect::<Result<_, _>>()?;
+        self.embed(field, &encoded, None)
     }
 }
 
@@ -79,6 +100,60 @@ fn model<'a>(app: &'a App, fields: &Fields<'_>) -> Result<&'a EmbeddingModel, Ap
     match fields.string("model")? {
         Some(id) if id != served.id => Err(unknown(id, &served.id)),
         _ => Ok(served),
+    }
+}
+
+/// What judges pairs.
+enum Judge<'a> {
+    /// By the cosine of vectors.
+    Vectors(&'a EmbeddingModel),
+    /// By reading both together.
+    Pairs(&'a ClassifierModel),
+}
+
+impl<'a> Judge<'a> {
+    /// The model that `model` names; left out, a cross-encoder goes before vectors.
+    fn choose(app: &'a App, fields: &Fields<'_>) -> Result<Self, ApiError> {
+        let cross = app.classifier.as_ref();
+        let cross = cross.filter(|classifier| classifier.labels.len() == 1);
+        let asked = fields.string("model")?;
+        match cross {
+            Some(cross) if asked.is_none_or(|id| id == cross.id) => Ok(Self::Pairs(cross)),
+            _ => model(app, fields).map(Self::Vectors),
+        }
+    }
+
+    fn id(&self) -> &str {
+        match self {
+            Self::Vectors(model) => &model.id,
+            Self::Pairs(model) => &model.id,
+        }
+    }
+
+    /// The score of each of `second` with its own of `first`, or with the only one; and the tokens of all.
+    fn scores(
+        &self,
+        first: (&str, &[&str]),
+        second: (&str, &[&str]),
+    ) -> Result<(Vec<f64>, usize), ApiError> {
+        let partner = |index: usize| if first.1.len() == 1 { 0 } else { index };
+        match self {
+            Self::Pairs(model) => {
+                let pairs = second.1.iter().enumerate();
+                let pairs: Vec<_> = pairs.map(|(i, b)| (first.1[partner(i)], *b)).collect();
+                model.scores(second.0, &pairs)
+            }
+            Self::Vectors(model) => {
+                let (a, b) = (
+                    model.texts(first.0, first.1)?,
+                    model.texts(second.0, second.1)?,
+                );
+                let tokens = a.iter().chain(&b).map(|embedded| embedded.tokens).sum();
+                let pairs = b.iter().enumerate();
+                let scores = pairs.map(|(i, b)| dot(&a[partner(i)].vector, &b.vector));
+                Ok((scores.collect(), tokens))
+            }
+        }
     }
 }
 
@@ -109,8 +184,8 @@ pub async fn embeddings(
         let dimensions = fields.integer("dimensions", 1..=1 << 20)?;
         let dimensions = dimensions.map(|n| n as usize);
         let (mut data, mut tokens) = (Vec::new(), 0);
-        for (index, input) in inputs(model, fields)?.iter().enumerate() {
-            let embedded = model.embed("input", input, dimensions)?;
+        let embedded = model.embed("input", &inputs(model, fields)?, dimensions)?;
+        for (index, embedded) in embedded.into_iter().enumerate() {
             tokens += embedded.tokens;
             let embedding = match as_base64 {
                 true => Value::from(base64(&embedded.vector)),
@@ -150,24 +225,18 @@ fn inputs(model: &EmbeddingModel, fields: &Fields<'_>) -> Result<Vec<Vec<u32>>, 
 }
 
 /// `POST /v1/rerank` with `query`, `documents` and perhaps `top_n` and `return_documents`, as Jina and Cohere have it:
-/// the documents by the cosine of their vectors with the query's.
+/// the documents by the cosine of their vectors with the query's, or by what a cross-encoder says.
 pub async fn rerank(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     answer(app, request, |app, fields| {
-        let model = model(app, fields)?;
+        let judge = Judge::choose(app, fields)?;
         let must = "a string";
         let query = fields.string("query")?;
         let query = query.ok_or_else(|| fields.wrong("query", must))?;
         let documents = texts(fields, "documents")?;
         let top = fields.integer("top_n", 1..=u64::MAX)?.map(|n| n as usize);
         let with_documents = fields.flag("return_documents")?;
-        let query = model.text("query", query)?;
-        let mut tokens = query.tokens;
-        let mut scored = Vec::new();
-        for (index, document) in documents.iter().enumerate() {
-            let document = model.text("documents", document)?;
-            tokens += document.tokens;
-            scored.push((dot(&query.vector, &document.vector), index));
-        }
+        let (scores, tokens) = judge.scores(("query", &[query]), ("documents", &documents))?;
+        let mut scored: Vec<(f64, usize)> = scores.into_iter().zip(0..).collect();
         scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         scored.truncate(top.unwrap_or(usize::MAX));
         let results = scored.into_iter().map(|(score, index)| {
@@ -178,7 +247,7 @@ pub async fn rerank(State(app): State<Arc<App>>, request: Request) -> Result<Res
             result
         });
         Ok(json!({
-            "model": model.id,
+            "model": judge.id(),
             "results": results.collect::<Vec<_>>(),
             "usage": {"total_tokens": tokens},
         }))
@@ -186,27 +255,21 @@ pub async fn rerank(State(app): State<Arc<App>>, request: Request) -> Result<Res
     .await
 }
 
-/// `POST /v1/score` with `text_1` and `text_2`, each a string or a list, as vLLM has it: cosines of pairs.
+/// `POST /v1/score` with `text_1` and `text_2`, each a string or a list, as vLLM has it: scores of pairs.
 pub async fn score(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     answer(app, request, |app, fields| {
-        let model = model(app, fields)?;
+        let judge = Judge::choose(app, fields)?;
         let (first, second) = (texts(fields, "text_1")?, texts(fields, "text_2")?);
         if first.len() != 1 && first.len() != second.len() {
             let must = "one text, or as many as `text_2`";
             return Err(fields.wrong("text_1", must));
         }
-        let embed = |name: &str, texts: &[&str]| -> Result<Vec<Embedded>, ApiError> {
-            texts.iter().map(|text| model.text(name, text)).collect()
-        };
-        let (first, second) = (embed("text_1", &first)?, embed("text_2", &second)?);
-        let tokens: usize = first.iter().chain(&second).map(|e| e.tokens).sum();
-        let pairs = second.iter().enumerate().map(|(index, b)| {
-            let a = first.get(index).unwrap_or(&first[0]);
-            json!({"index": index, "object": "score", "score": dot(&a.vector, &b.vector)})
-        });
+        let (scores, tokens) = judge.scores(("text_1", &first), ("text_2", &second))?;
+        let pairs = scores.iter().enumerate();
+        let pairs = pairs.map(|(i, score)| json!({"index": i, "object": "score", "score": score}));
         Ok(json!({
             "object": "list",
-            "model": model.id,
+            "model": judge.id(),
             "data": pairs.collect::<Vec<_>>(),
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }))

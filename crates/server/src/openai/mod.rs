@@ -3,9 +3,11 @@
 pub mod answer;
 pub mod calls;
 pub mod chat;
+pub mod classify;
 pub mod completions;
 pub mod embeddings;
 pub mod format;
+pub mod judging;
 pub mod models;
 pub mod params;
 pub mod responses;
@@ -115,6 +117,7 @@ impl Generation {
                     show_special: self.calls.is_some(),
                     top_logprobs: self.top_logprobs,
                     tenant: self.caller.tenant.clone(),
+                    adapter: self.params.model.adapter.clone(),
                     priority: self.params.priority,
                     quality: self.params.quality,
                     grammar: self.grammar.clone(),
@@ -163,7 +166,7 @@ pub async fn respond(
     peer: Option<Peer>,
 ) -> Result<Response, ApiError> {
     let events = generation.submit(&app).await?;
-    let head = answer::Head::new(generation.shape, &model.id);
+    let head = answer::Head::new(generation.shape, &generation.params.model.id);
     if generation.params.stream {
         let frames = Chunked::new(model, head, &generation);
         return Ok(stream::respond(&app, frames, events, peer));

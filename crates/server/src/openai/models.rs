@@ -15,9 +15,19 @@ pub async fn list(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Res
     app.keys().tenant(&headers)?;
     let model = app.serving.now();
     let mut served = vec![describe(&model)];
-    served.extend(app.embedding.as_ref().map(|other| {
+    let adapters = model.adapters.list();
+    served.extend(
+        adapters
+            .iter()
+            .map(|(name, created)| adapter(&model, name, *created)),
+    );
+    let beside = [
+        app.embedding.as_ref().map(|other| &other.id),
+        app.classifier.as_ref().map(|other| &other.id),
+    ];
+    served.extend(beside.into_iter().flatten().map(|id| {
         let created = model.created;
-        json!({"id": other.id, "object": "model", "created": created, "owned_by": "neap"})
+        json!({"id": id, "object": "model", "created": created, "owned_by": "neap"})
     }));
     let answer = json!({"object": "list", "data": served});
     Ok(json_response(StatusCode::OK, &answer))
@@ -31,10 +41,12 @@ pub async fn one(
 ) -> Result<Response, ApiError> {
     app.keys().tenant(&headers)?;
     let model = app.serving.now();
-    if id != model.id {
-        return Err(unknown(&id, &model.id));
-    }
-    Ok(json_response(StatusCode::OK, &describe(&model)))
+    let described = match model.adapters.created(&id) {
+        Some(created) => adapter(&model, &id, created),
+        None if id == model.id => describe(&model),
+        None => return Err(unknown(&id, &model.id)),
+    };
+    Ok(json_response(StatusCode::OK, &described))
 }
 
 /// 404 for a model that is not served.
@@ -45,6 +57,17 @@ pub fn unknown(id: &str, served: &str) -> ApiError {
     .with_code("model_not_found");
     error.param = Some("model".into());
     error
+}
+
+fn adapter(model: &ServedModel, name: &str, created: u64) -> Value {
+    json!({
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "neap",
+        "parent": model.id,
+        "max_model_len": model.context_tokens,
+    })
 }
 
 fn describe(model: &ServedModel) -> Value {

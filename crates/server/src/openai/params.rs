@@ -6,7 +6,9 @@ use neap_engine::SamplingParams;
 use neap_memory::KvQuality;
 use serde_json::Value;
 
-use super::{models, random};
+use super::random;
+use crate::adapters::Chosen;
+use crate::app::ServedModel;
 use crate::error::ApiError;
 use crate::fields::Fields;
 
@@ -27,6 +29,8 @@ const MAX_BIASES: usize = 4096;
 /// What both kinds of completion can say.
 #[derive(Debug)]
 pub struct Params {
+    /// The model that is asked for.
+    pub model: Chosen,
     pub n: usize,
     pub stream: bool,
     pub include_usage: bool,
@@ -55,13 +59,12 @@ pub struct SessionWish {
 }
 
 impl Params {
-    /// Reads them; `served` is the name of the model.
-    pub fn read(fields: &Fields<'_>, served: &str) -> Result<Self, ApiError> {
-        if let Some(model) = fields.string("model")?
-            && model != served
-        {
-            return Err(models::unknown(model, served));
-        }
+    /// Reads them, for the model that is served.
+    pub fn read(fields: &Fields<'_>, served: &ServedModel) -> Result<Self, ApiError> {
+        Self::of(fields, served.choose(fields)?)
+    }
+
+    fn of(fields: &Fields<'_>, model: Chosen) -> Result<Self, ApiError> {
         let stream = fields.flag("stream")?;
         let options = fields.object("stream_options", "stream_options.")?;
         let include_usage = match options {
@@ -72,6 +75,7 @@ impl Params {
             None => false,
         };
         Ok(Self {
+            model,
             n: fields.integer("n", 1..=MAX_CHOICES)?.unwrap_or(1) as usize,
             stream,
             include_usage,
@@ -259,7 +263,7 @@ mod tests {
     use serde_json::json;
 
     fn read(body: Value) -> Result<Params, ApiError> {
-        Params::read(&Fields::of(&body)?, "tiny")
+        Params::of(&Fields::of(&body)?, Chosen::default())
     }
 
     #[test]
@@ -290,7 +294,6 @@ mod tests {
             ("logit_bias", json!({"logit_bias": {"x": 1}})),
             ("logit_bias", json!({"logit_bias": {"1": 101}})),
             ("max_tokens", json!({"max_tokens": -1})),
-            ("model", json!({"model": "other"})),
             ("timeout", json!({"timeout": 0})),
             ("timeout", json!({"timeout": "soon"})),
             ("priority", json!({"priority": 101})),

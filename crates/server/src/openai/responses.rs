@@ -72,7 +72,7 @@ pub fn read(
     caller: Caller,
 ) -> Result<Asked, ApiError> {
     let fields = Fields::of(body)?;
-    let mut params = Params::read(&fields, &model.id)?;
+    let mut params = Params::read(&fields, model)?;
     params.n = 1;
     params.max_tokens = fields
         .integer("max_output_tokens", 1..=u64::from(u32::MAX))?
@@ -97,7 +97,7 @@ pub fn read(
         why.param = why.param.map(|param| param.replace("messages", "input"));
         why
     })?;
-    let head = Head::new(&fields, &model.id, is_stored);
+    let head = Head::new(&fields, &params.model.id, is_stored);
     Ok(Asked {
         generation: Generation {
             shape: Shape::Response,

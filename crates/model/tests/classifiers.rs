@@ -1,0 +1,156 @@
+//! Logits of tiny classifiers made by Hugging Face transformers (`golden/classifiers.py`), one by one and together.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use neap_model::classify::{Classifier, ClassifierError, ClassifierInput, Outcome};
+use neap_model::convert::{self, ConvertError};
+use neap_model::embed::{EmbedError, Embedder, Pooling};
+use neap_model::source::ModelSource;
+use serde::Deserialize;
+
+use support::{PLAIN, Setup, decoder, fast};
+
+#[derive(Deserialize)]
+struct Manifest {
+    models: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    name: String,
+    labels: Vec<String>,
+    second: usize,
+    one: Vec<f32>,
+    pair: Vec<f32>,
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    tokens: Vec<u32>,
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn json<T: for<'a> Deserialize<'a>>(name: &str) -> T {
+    let text = std::fs::read_to_string(golden().join(name)).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn source(name: &str) -> ModelSource {
+    ModelSource::open(golden().join(name)).unwrap()
+}
+
+fn classifier(name: &str, setup: Setup) -> Classifier {
+    let (decoder, kv) = decoder(source(&format!("classifiers/{name}")), setup);
+    Classifier::new(decoder, kv).unwrap()
+}
+
+/// Logits are of the order of 1; keys and values are rounded to f16, by one part in 2048 at most.
+#[test]
+fn logits_are_those_of_transformers() {
+    let prompt: Prompt = json("manifest.json");
+    for entry in json::<Manifest>("classifiers.json").models {
+        let one = ClassifierInput {
+            tokens: &prompt.tokens,
+            second_segment: None,
+        };
+        let pair = ClassifierInput {
+            second_segment: Some(entry.second),
+            ..one
+        };
+        for setup in [fast(), PLAIN] {
+            let mut model = classifier(&entry.name, setup);
+            assert_eq!(model.labels(), entry.labels);
+            // The step of the test takes 64 tokens: each is computed alone.
+            let logits = model.logits(&[one, pair, one]).unwrap();
+            for (got, expected) in logits.iter().zip([&entry.one, &entry.pair, &entry.one]) {
+                assert_eq!(got.len(), expected.len());
+                for (got, expected) in got.iter().zip(expected) {
+                    println!("{:14} {got:.5} {expected:.5}", entry.name);
+                    assert!((got - expected).abs() < 2e-3, "{got} {expected}");
+                }
+            }
+        }
+    }
+    let cross = classifier("cross-encoder", fast());
+    assert_eq!(cross.outcome(), Outcome::Sigmoid);
+    assert_eq!(
+        classifier("modern-bert", fast()).outcome(),
+        Outcome::Softmax
+    );
+}
+
+#[test]
+fn texts_together_give_the_same_bits_as_alone() {
+    let texts: Vec<Vec<u32>> = [5, 12, 30, 1, 40, 18]
+        .iter()
+        .map(|&n| (0..n).map(|i| (i * 37 + n) % 260).collect())
+        .collect();
+    let input = |(index, tokens): (usize, &'static [u32])| ClassifierInput {
+        tokens,
+        second_segment: (index % 2 == 0).then_some(tokens.len() / 2),
+    };
+    let texts: &'static [Vec<u32>] = texts.leak();
+    let inputs: Vec<_> = texts
+        .iter()
+        .map(Vec::as_slice)
+        .enumerate()
+        .map(input)
+        .collect();
+    for name in ["cross-encoder", "modern-bert"] {
+        let mut model = classifier(name, fast());
+        let alone: Vec<_> = inputs
+            .iter()
+            .map(|one| model.logits(&[*one]).unwrap()[0].clone())
+            .collect();
+        assert_eq!(model.logits(&inputs).unwrap(), alone, "{name}");
+    }
+    for (name, pooling) in [
+        ("bert", Pooling::Mean),
+        ("modern-bert", Pooling::Cls),
+        ("qwen3-embedding", Pooling::Last),
+    ] {
+        let (decoder, kv) = decoder(source(&format!("embedders/{name}")), fast());
+        let mut model = Embedder::new(decoder, kv, pooling);
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let alone: Vec<_> = texts
+            .iter()
+            .map(|text| model.embed(text, None).unwrap())
+            .collect();
+        assert_eq!(model.embed_all(&texts, None).unwrap(), alone, "{name}");
+    }
+}
+
+#[test]
+fn what_is_no_classifier_or_too_long_is_refused() {
+    let (decoder, kv) = decoder(source("embedders/bert"), fast());
+    let why = Classifier::new(decoder, kv).err().unwrap();
+    assert!(matches!(why, ClassifierError::NoHead { .. }), "{why}");
+    let mut model = classifier("cross-encoder", fast());
+    let input = |tokens| ClassifierInput {
+        tokens,
+        second_segment: None,
+    };
+    assert!(matches!(
+        model.logits(&[input(&[])]),
+        Err(EmbedError::Empty)
+    ));
+    let long = model.logits(&[input(&[1]), input(&[5; 65])]);
+    assert!(matches!(
+        long,
+        Err(EmbedError::TooLong {
+            tokens: 65,
+            most: 64
+        })
+    ));
+    let whole = convert::to_gguf(
+        &source("classifiers/cross-encoder"),
+        Vec::new(),
+        &mut |_, _| {},
+    );
+    assert!(matches!(whole, Err(ConvertError::NotInGguf(_))));
+}
