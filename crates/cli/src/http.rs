@@ -1,10 +1,11 @@
 //! A client for the paths of a running server that speak JSON.
 
+use std::fs::File;
 use std::time::Duration;
 
 use serde_json::Value;
-use ureq::Agent;
 use ureq::http::Response;
+use ureq::{Agent, RequestBuilder};
 
 use crate::failure::Failure;
 
@@ -53,20 +54,64 @@ impl Client {
     }
 
     pub fn get(&self, path: &str) -> Result<Value, Failure> {
-        let mut request = self.agent.get(format!("{}{path}", self.url));
-        if let Some(key) = &self.admin_key {
-            request = request.header("authorization", format!("Bearer {key}"));
-        }
-        self.answer(request.call())
+        self.answer(self.signed(self.agent.get(self.at(path))).call())
     }
 
     pub fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        let mut request = self.agent.put(format!("{}{path}", self.url));
-        if let Some(key) = &self.admin_key {
-            request = request.header("authorization", format!("Bearer {key}"));
-        }
+        let request = self.signed(self.agent.put(self.at(path)));
         let request = request.header("content-type", "application/json");
         self.answer(request.send(body.to_string()))
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let request = self.signed(self.agent.post(self.at(path)));
+        let request = request.header("content-type", "application/json");
+        self.answer(request.send(body.to_string()))
+    }
+
+    pub fn delete(&self, path: &str) -> Result<Value, Failure> {
+        self.answer(self.signed(self.agent.delete(self.at(path))).call())
+    }
+
+    /// Writes what is answered to `out`, however long that takes.
+    pub fn download(&self, path: &str, out: &mut File) -> Result<(), Failure> {
+        let request = self.signed(self.agent.get(self.at(path)));
+        let request = request.config().timeout_global(None).build();
+        let mut response = request.call().map_err(|why| self.unreachable(&why))?;
+        if response.status().as_u16() != 200 {
+            return self.answer(Ok(response)).map(|_| ());
+        }
+        let mut body = response.body_mut().as_reader();
+        std::io::copy(&mut body, out)
+            .map_err(|why| Failure::new(format!("{}: the answer was cut off: {why}", self.url)))?;
+        Ok(())
+    }
+
+    /// Sends a file, however long that takes.
+    pub fn upload(
+        &self,
+        path: &str,
+        header: Option<(&str, &str)>,
+        file: File,
+    ) -> Result<Value, Failure> {
+        let mut request = self.signed(self.agent.post(self.at(path)));
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        let request = request.header("content-type", "application/octet-stream");
+        let request = request.config().timeout_global(None).build();
+        self.answer(request.send(file))
+    }
+
+    fn at(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
+    fn signed<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.admin_key {
+            Some(key) => request.header("authorization", format!("Bearer {key}")),
+            None => request,
+        }
     }
 
     fn answer(&self, got: Result<Response<ureq::Body>, ureq::Error>) -> Result<Value, Failure> {

@@ -3,6 +3,7 @@
 
 mod args;
 mod bench;
+mod blocks;
 mod bytes;
 mod chat;
 mod config;
@@ -25,6 +26,7 @@ mod report;
 mod run;
 mod sampling;
 mod serve;
+mod session;
 mod shipped;
 mod sinker;
 mod tune;
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Eval(command) => eval::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Memory(command) => memory::run(command),
+        Command::Session(command) => session::run(command),
         Command::Completions(args) => docs::completions(args),
         Command::Man(args) => docs::man(args),
     };

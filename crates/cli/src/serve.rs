@@ -1,6 +1,5 @@
 //! `neap serve`: many conversations at once, over HTTP.
 
-use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,7 +7,6 @@ use std::time::Duration;
 use neap_engine::{Engine, EngineConfig};
 use neap_memory::Fingerprint;
 use neap_memory::cache::{CacheOptions, KvCache};
-use neap_memory::disk::{Directory, DiskOptions, DiskStore};
 use neap_memory::pressure::watch::{Watch, WatchOptions};
 use neap_memory::remote::RemoteLevel;
 use neap_memory::session::Sessions;
@@ -19,6 +17,7 @@ use neap_model::tokenizer::Tokenizer;
 use neap_server::{EmbeddingModel, Options, ServedModel};
 
 use crate::args::{ModelArgs, ServeArgs};
+use crate::blocks::BlockFolder;
 use crate::bytes::show;
 use crate::failure::Failure;
 use crate::loading::{self, Parts};
@@ -62,9 +61,6 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     warn_if_open(&options);
     let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
     let block_tokens = parts.kv.block_tokens();
-    options.sessions = disk
-        .as_ref()
-        .map(|d| Sessions::open(&d.store, fingerprint, block_tokens));
     let about = format!("{} in a budget of {}", model.id, show(parts.budget.limit()));
     let below = Below {
         disk: disk.as_ref(),
@@ -73,12 +69,16 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     };
     let written = below.remote.clone();
     let engine = engine(parts, &model.tokenizer, below, args)?;
+    // Once the disk level is charged to the budget.
+    options.sessions = disk
+        .as_ref()
+        .map(|d| Sessions::open(&d.blocks.store, fingerprint, block_tokens));
     neap_server::run(engine, model, options, |address| {
         eprintln!("neap: serving {about} on http://{address}/");
     })?;
     remote::finish(written.as_ref());
     if let Some(disk) = disk {
-        disk.store.sync()?;
+        disk.blocks.store.sync()?;
     }
     Ok(())
 }
@@ -134,7 +134,7 @@ fn engine(
 ) -> Result<Engine<CpuDecoder>, Failure> {
     let fingerprint = Fingerprint::from_bytes(parts.source.fingerprint()?.0);
     let options = CacheOptions {
-        disk: below.disk.map(|d| Arc::clone(&d.store)),
+        disk: below.disk.map(|d| Arc::clone(&d.blocks.store)),
         remote: below.remote,
         quantized: parts.quantized.clone(),
         ..CacheOptions::new(fingerprint)
@@ -216,33 +216,15 @@ struct Below<'a> {
 
 /// The disk level under the prefix cache.
 struct Disk {
-    store: Arc<DiskStore>,
+    blocks: BlockFolder,
     /// Names of blocks are keyed with it, so it must be the same after a restart.
     secret: [u8; 32],
-    /// Held as long as the folder is in use.
-    _lock: File,
 }
 
 impl Disk {
     fn open(folder: &Path, limit_bytes: u64) -> Result<Self, Failure> {
-        let failed = |why: &dyn std::fmt::Display| {
-            Failure::new(format!("--disk {} can't be used: {why}", folder.display()))
-        };
-        std::fs::create_dir_all(folder.join("blocks")).map_err(|why| failed(&why))?;
-        let lock = File::create(folder.join("lock")).map_err(|why| failed(&why))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(failed(&"another neap uses it")),
-            Err(TryLockError::Error(why)) => return Err(failed(&why)),
-        }
+        let blocks = BlockFolder::open(folder, limit_bytes)?;
         let secret = secret(&folder.join("secret"))?;
-        let storage = Directory::open(&folder.join("blocks")).map_err(|why| failed(&why))?;
-        let store = DiskStore::open(Arc::new(storage), DiskOptions::with_limit(limit_bytes))
-            .map_err(|why| failed(&why))?;
-        Ok(Self {
-            store: Arc::new(store),
-            secret,
-            _lock: lock,
-        })
+        Ok(Self { blocks, secret })
     }
 }

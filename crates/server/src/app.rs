@@ -124,6 +124,8 @@ fn routes() -> Vec<Route> {
         ("get", "/memory/sessions", get(sessions::list)),
         ("delete", "/memory/sessions/{id}", delete(sessions::delete)),
         ("post", "/memory/sessions/{id}/pin", post(sessions::pin)),
+        ("get", "/memory/sessions/{id}/export", get(sessions::export)),
+        ("post", "/memory/sessions/import", post(sessions::import)),
         ("post", "/tokenize", post(tokens::tokenize)),
         ("post", "/detokenize", post(tokens::detokenize)),
         ("get", "/v1/models", get(openai::models::list)),

@@ -23,6 +23,7 @@ mod tokens;
 mod worker;
 
 pub use app::ServedModel;
+pub use auth::tenant_of_key;
 pub use openai::embeddings::EmbeddingModel;
 pub use reading::prompt_tokens_of;
 pub use running::{Options, Running, ServeError, run, start};

@@ -11,14 +11,13 @@ use neap_engine::{Engine, Event, FinishReason, Request, RequestId};
 use neap_memory::KvQuality;
 use neap_memory::session::Sessions;
 use neap_model::decoder::Decoder;
-use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::openai::params::SessionWish;
 use crate::report::{Report, RunningRequest};
-use crate::sessions::{Ask, Keeper};
+use crate::sessions::{Answer, Ask, Keeper};
 
 /// Events that may wait for one call. A reader so far behind has left or will never catch up.
 const EVENTS_PER_CALL: usize = 4096;
@@ -45,7 +44,7 @@ struct Call {
 enum Message {
     Call(Call),
     /// The admin asks about sessions.
-    Sessions(Ask, oneshot::Sender<Result<Value, ApiError>>),
+    Sessions(Ask, oneshot::Sender<Result<Answer, ApiError>>),
     /// Publish figures now, then answer.
     Publish(oneshot::Sender<()>),
     /// Cancel everything and end.
@@ -148,7 +147,7 @@ impl Handle {
     ///
     /// # Errors
     /// What to tell the admin.
-    pub async fn ask(&self, ask: Ask) -> Result<Value, ApiError> {
+    pub async fn ask(&self, ask: Ask) -> Result<Answer, ApiError> {
         let (reply, answer) = oneshot::channel();
         let sent = self.messages.try_send(Message::Sessions(ask, reply));
         sent.map_err(|why| match why {
@@ -264,8 +263,7 @@ impl<D: Decoder> Worker<D> {
             match message {
                 Message::Call(call) => self.admit(call),
                 Message::Sessions(ask, reply) => {
-                    let cache = self.engine.cache_mut();
-                    let _ = reply.send(self.keeper.answer(ask, cache, clock_ms()));
+                    let _ = reply.send(self.answer(ask));
                 }
                 Message::Publish(reply) => {
                     self.publish();
@@ -276,6 +274,17 @@ impl<D: Decoder> Worker<D> {
             next = self.inbox.try_recv().ok();
         }
         true
+    }
+
+    fn answer(&mut self, ask: Ask) -> Result<Answer, ApiError> {
+        let namespaces = match &ask {
+            Ask::Place(tenant) => {
+                Some(KvQuality::ALL.map(|q| self.engine.namespace(tenant, Some(q))))
+            }
+            _ => None,
+        };
+        let cache = self.engine.cache_mut();
+        self.keeper.answer(ask, cache, namespaces, clock_ms())
     }
 
     fn admit(&mut self, call: Call) {
