@@ -38,7 +38,6 @@ impl KvCache {
             "a prefix is attached to an empty table"
         );
         self.adopt(namespace, tokens, now_ms);
-        self.adopt_remote(namespace, tokens, now_ms);
         self.attach_known(namespace, tokens, table, now_ms)
     }
 
