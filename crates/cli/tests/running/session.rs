@@ -84,7 +84,7 @@ fn wait_until_kept(place: &[&str]) -> Value {
 #[test]
 fn a_session_moves_from_server_to_server_and_through_folders() {
     let folder = Folder::new("move");
-    let (one, two, file) = (folder.at("one"), folder.at("two"), folder.at("file"));
+    let (one, file) = (folder.at("one"), folder.at("file"));
     let server = Server::start(&["--memory", "64MiB", "--disk", &one]);
     let at = ["--url", server.url.as_str()];
     let (_, said) = talk(&server, None);
@@ -118,30 +118,35 @@ fn a_session_moves_from_server_to_server_and_through_folders() {
     drop(server);
     assert_eq!(listed(&["--disk", &one])[0]["priority"], 7, "after a kill");
 
-    // Into a server with keys: whose it is must be said.
+    into_a_server_with_keys(&folder, &file, &said);
+    offline(&folder, &one, &file);
+}
+
+/// Whose it is must be said there.
+fn into_a_server_with_keys(folder: &Folder, file: &str, said: &Value) {
     let server = Server::start(&[
         "--memory",
         "64MiB",
         "--disk",
-        &two,
+        &folder.at("two"),
         "--api-key",
         "alice",
         "--api-key",
         "bob",
     ]);
-    let import = ["session", "import", &file, "--url", server.url.as_str()];
+    let import = ["session", "import", file, "--url", server.url.as_str()];
     let nobodys = refused(&import);
     assert!(nobodys.contains("X-Session-Key"), "{nobodys}");
     done(&[&import[..], &["--session-key", "alice"]].concat());
     let (cached, again) = talk(&server, Some("alice"));
     assert!(
-        cached > 0 && again == said,
+        cached > 0 && again == *said,
         "{cached} tokens, {again} for {said}"
     );
     assert_eq!(talk(&server, Some("bob")).0, 0, "it is not his");
 
     let damaged = folder.at("damaged");
-    let mut bytes = std::fs::read(&file).expect("the file");
+    let mut bytes = std::fs::read(file).expect("the file");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&damaged, bytes).expect("written");
@@ -156,8 +161,6 @@ fn a_session_moves_from_server_to_server_and_through_folders() {
     ]);
     assert!(refusal.contains("checksum"), "{refusal}");
     drop(server);
-
-    offline(&folder, &one, &file);
 }
 
 /// Without a server: delete, import, and a server finds it again.
