@@ -11,6 +11,7 @@ use crate::bytes;
 
 mod eval;
 mod serve;
+mod session;
 mod tune;
 
 pub use eval::{
@@ -18,6 +19,10 @@ pub use eval::{
     EvalRecallArgs,
 };
 pub use serve::{BenchLoadArgs, BenchServeArgs, ServeArgs};
+pub use session::{
+    SessionCommand, SessionDeleteArgs, SessionExportArgs, SessionImportArgs, SessionListArgs,
+    SessionPinArgs, SessionPlace,
+};
 pub use tune::TuneArgs;
 
 /// Runs language models inside a memory budget.
@@ -69,6 +74,9 @@ pub enum Command {
     /// Look at the memory of a running server, and change its budget.
     #[command(subcommand)]
     Memory(MemoryCommand),
+    /// The conversations that are kept: list, export, import, delete, pin.
+    #[command(subcommand)]
+    Session(SessionCommand),
     /// Measure how good a model is at remembering and at guessing.
     #[command(subcommand)]
     Eval(EvalCommand),
@@ -216,12 +224,18 @@ pub struct SamplingArgs {
 /// A store of keys and values that several processes share.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct RemoteArgs {
-    /// A folder that several processes see (a path, or file:///PATH): what one computed, the others need not.
+    /// A folder that several processes see (a path, or file:///PATH), or s3://BUCKET/PREFIX: what one computed, the
+    /// others need not.
     ///
-    /// What goes to disk is written to it too; it is read where it is faster than computing.
+    /// What goes to disk is written to it too; it is read where it is faster than computing. A bucket may be followed by
+    /// ?endpoint=URL for stores that speak as Amazon's does, region=NAME, style=path or host, profile=NAME and
+    /// anonymous=true, joined by &. Its keys need leave to get, put and list.
     #[arg(long, value_name = "URL", requires = "remote_secret_file")]
     pub remote: Option<String>,
-    /// The file of 32 bytes that only these processes know, without which nothing in the folder is believed; made if it
+    /// The keys of a bucket, in the form of ~/.aws/credentials, which is read if this is left out.
+    #[arg(long, value_name = "PATH", requires = "remote")]
+    pub remote_credentials: Option<PathBuf>,
+    /// The file of 32 bytes that only these processes know, without which nothing in the store is believed; made if it
     /// is not there.
     #[arg(long, value_name = "PATH", requires = "remote")]
     pub remote_secret_file: Option<PathBuf>,
@@ -556,6 +570,9 @@ pub struct BenchDiskArgs {
     /// Bytes of a block.
     #[arg(long, value_name = "SIZE", value_parser = bytes::parse, default_value = "1MiB")]
     pub block_bytes: u64,
+    /// Go through the page cache, as on file systems without direct I/O.
+    #[arg(long)]
+    pub buffered: bool,
     /// Reads in flight.
     #[arg(
         long,
@@ -588,7 +605,7 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
 }
 
 /// A name that is a file name on every system.
-fn parse_session(name: &str) -> Result<String, String> {
+pub fn parse_session(name: &str) -> Result<String, String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.is_empty() || name.len() > 100 || name.starts_with('.') || !name.chars().all(is_plain) {
         return Err(

@@ -1,29 +1,28 @@
 //! Conversations that outlive the program: what was said as a JSON file, and its keys and values on
 //! the disk level.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use neap_memory::cache::KvCache;
-use neap_memory::disk::{Directory, DiskOptions, DiskStore};
+use neap_memory::disk::DiskStore;
 use neap_memory::session::{KeepOptions, Sessions};
 use neap_memory::{Fingerprint, Namespace};
 use neap_model::chat::ChatMessage;
 
 use crate::args::ChatArgs;
+use crate::blocks::BlockFolder;
 use crate::failure::Failure;
 use crate::generate::clock_ms;
 
 /// The folder of all conversations, and the disk level in it.
 pub struct Store {
     folder: PathBuf,
-    disk: Arc<DiskStore>,
+    blocks: BlockFolder,
     /// Tell what is kept.
     verbose: bool,
-    /// Held as long as the folder is in use.
-    _lock: File,
 }
 
 impl Store {
@@ -44,28 +43,17 @@ impl Store {
                 ));
             }
         };
-        let failed = |why: &dyn std::fmt::Display| {
-            Failure::new(format!(
-                "the session's folder {} can't be used: {why}",
-                folder.display()
-            ))
-        };
-        std::fs::create_dir_all(folder.join("blocks")).map_err(|why| failed(&why))?;
-        let lock = lock(&folder)?;
-        let storage = Directory::open(&folder.join("blocks")).map_err(|why| failed(&why))?;
-        let options = DiskOptions::with_limit(args.store_limit);
-        let disk = DiskStore::open(Arc::new(storage), options).map_err(|why| failed(&why))?;
+        let blocks = BlockFolder::open(&folder, args.store_limit)?;
         Ok(Some(Self {
             folder,
-            disk: Arc::new(disk),
+            blocks,
             verbose: args.verbose,
-            _lock: lock,
         }))
     }
 
     /// The disk level, for the prefix cache.
     pub fn disk(&self) -> &Arc<DiskStore> {
-        &self.disk
+        &self.blocks.store
     }
 
     /// The conversation of this name, new or old.
@@ -78,27 +66,10 @@ impl Store {
         Conversation {
             name: name.to_owned(),
             words: self.folder.join(format!("{name}.json")),
-            sessions: Sessions::open(&self.disk, fingerprint, block_tokens),
+            sessions: Sessions::open(&self.blocks.store, fingerprint, block_tokens),
             namespace,
             verbose: self.verbose,
         }
-    }
-}
-
-/// Keeps other programs out of the folder: a segment has one writer.
-fn lock(folder: &Path) -> Result<File, Failure> {
-    let path = folder.join("lock");
-    let failed = |why: &dyn std::fmt::Display| {
-        Failure::new(format!("{} can't be locked: {why}", path.display()))
-    };
-    let file = File::create(&path).map_err(|why| failed(&why))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Failure::new(format!(
-            "another neap uses the folder {}: end it, or give another --store",
-            folder.display()
-        ))),
-        Err(TryLockError::Error(why)) => Err(failed(&why)),
     }
 }
 
@@ -161,7 +132,7 @@ impl Conversation {
 }
 
 /// Writes a file so that a crash leaves the old contents or the new, nothing between.
-fn write_whole(path: &Path, contents: &[u8]) -> std::io::Result<()> {
+pub fn write_whole(path: &Path, contents: &[u8]) -> std::io::Result<()> {
     let new = path.with_extension("json.new");
     let mut file = File::create(&new)?;
     file.write_all(contents)?;

@@ -4,6 +4,7 @@
 mod adapters;
 mod args;
 mod bench;
+mod blocks;
 mod bytes;
 mod chat;
 mod client;
@@ -29,6 +30,7 @@ mod report;
 mod run;
 mod sampling;
 mod serve;
+mod session;
 mod shipped;
 mod sinker;
 mod tune;
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Eval(command) => eval::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Memory(command) => memory::run(command),
+        Command::Session(command) => session::run(command),
         Command::Completions(args) => docs::completions(args),
         Command::Man(args) => docs::man(args),
     };

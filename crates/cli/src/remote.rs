@@ -11,6 +11,9 @@ use neap_memory::remote::{Folder, RemoteLevel, RemoteOptions, RemoteStore};
 
 use crate::args::RemoteArgs;
 use crate::failure::Failure;
+use s3::S3;
+
+mod s3;
 
 /// Time for what waits to be written when the program ends.
 const LAST_WRITES: Duration = Duration::from_secs(10);
@@ -29,11 +32,8 @@ impl Remote {
         let (Some(url), Some(secret_file)) = (&args.remote, &args.remote_secret_file) else {
             return Ok(None);
         };
-        let path = folder_of(url)?;
-        let folder = Folder::open(&path)
-            .map_err(|why| Failure::new(format!("--remote {url} can't be used: {why}")))?;
         Ok(Some(Self {
-            store: Arc::new(folder),
+            store: open(url, args.remote_credentials.as_deref())?,
             secret: secret(secret_file)?,
         }))
     }
@@ -58,12 +58,29 @@ pub fn finish(remote: Option<&Arc<RemoteLevel>>) {
     }
 }
 
+fn open(url: &str, credentials: Option<&Path>) -> Result<Arc<dyn RemoteStore>, Failure> {
+    if url.starts_with("s3://") {
+        let store = S3::open(url, credentials)?;
+        if let Some(why) = store.probe() {
+            eprintln!(
+                "neap: {} does not answer as it should now: {why}",
+                store.name()
+            );
+        }
+        return Ok(Arc::new(store));
+    }
+    let path = folder_of(url)?;
+    let folder = Folder::open(&path)
+        .map_err(|why| Failure::new(format!("--remote {url} can't be used: {why}")))?;
+    Ok(Arc::new(folder))
+}
+
 fn folder_of(url: &str) -> Result<PathBuf, Failure> {
     match url.split_once("://") {
         None => Ok(PathBuf::from(url)),
         Some(("file", path)) if path.starts_with('/') => Ok(PathBuf::from(path)),
         Some((scheme, _)) => Err(Failure::new(format!(
-            "--remote {url}: {scheme} is no store that neap knows: give a folder, as a path or as file:///PATH"
+            "--remote {url}: {scheme} is no store that neap knows: give a folder, as a path or as file:///PATH, or s3://BUCKET/PREFIX"
         ))),
     }
 }

@@ -193,7 +193,7 @@ fn load(
     let fingerprint = checked.fingerprint;
     let sequences = args.parallel as usize;
     let parts = loading::load_opened(&args.model, checked.opened, sequences, budget)?;
-    let disk = below.disk.as_ref().map(|disk| &disk.store);
+    let disk = below.disk.as_ref().map(|disk| &disk.blocks.store);
     let block_tokens = parts.kv.block_tokens();
     let options = CacheOptions {
         disk: disk.cloned(),

@@ -8,6 +8,8 @@ mod pace;
 mod speed;
 mod weights;
 
+use std::time::Duration;
+
 use neap_memory::cache::{CacheStats, KvCache};
 use neap_memory::governor::Occasion;
 use neap_memory::table::RECENT_TOKENS;
@@ -28,6 +30,10 @@ use crate::sequence::{AttendedTokens, Limits, Named, Sequence};
 
 /// Waiting requests that are looked at beyond those that find a place, for one that need not wait for a prefix.
 const LOOK_PAST: usize = 32;
+/// Waiting requests that the remote level reads for at once.
+const MOST_FETCHING: usize = 4;
+/// How long one step waits for the remote level where nothing else is to be done: what happens meanwhile waits too.
+const FETCH_PATIENCE: Duration = Duration::from_millis(5);
 
 /// Limits of an engine.
 #[derive(Clone, Copy, Debug)]
@@ -402,6 +408,7 @@ impl<D: Decoder> Engine<D> {
     }
 
     fn plan(&mut self) -> Plan {
+        self.fetch_ahead();
         let running = self.running_candidates();
         let waiting = match self.promote_ahead(&running) {
             true => Vec::new(),
@@ -460,6 +467,29 @@ impl<D: Decoder> Engine<D> {
         wanted_bytes
     }
 
+    /// Has the remote level read for those who wait first, and takes what has come; who runs does not wait for it.
+    fn fetch_ahead(&mut self) {
+        let mut patience = match self.running.is_empty() {
+            true => FETCH_PATIENCE,
+            false => Duration::ZERO,
+        };
+        for index in 0..self.waiting.len().min(MOST_FETCHING) {
+            let (before, rest) = self.waiting.split_at_mut(index);
+            let sequence = &mut rest[0];
+            // What is on its way for another one is not asked for twice.
+            let worth_asking = || {
+                let found = sequence.forecast(&self.cache).tokens + self.kv.block_tokens();
+                let mut fetching = before.iter().filter(|other| other.is_fetching());
+                !fetching.any(|other| sequence.common_prefix(other) > found)
+            };
+            if (sequence.has_asked() || worth_asking())
+                && sequence.fetch(&mut self.cache, self.now_ms, patience)
+            {
+                patience = Duration::ZERO;
+            }
+        }
+    }
+
     /// Brings blocks of the first that waits up, a few in each step, so that those that run do not wait for all of
     /// them at once. Whether there are more to bring.
     fn promote_ahead(&mut self, running: &[Candidate]) -> bool {
@@ -496,7 +526,9 @@ impl<D: Decoder> Engine<D> {
                 .filter(|s| s.is_in_prefill())
                 .chain(&self.waiting[..index]);
             let worth_waiting = hit.tokens + self.kv.block_tokens();
-            if !ahead.any(|other| sequence.common_prefix(other) > worth_waiting) {
+            if !sequence.is_fetching()
+                && !ahead.any(|other| sequence.common_prefix(other) > worth_waiting)
+            {
                 candidates.push(sequence.waiting_candidate(hit));
                 chosen[index] = true;
             }

@@ -1,6 +1,8 @@
 //! One generation while it is in the engine.
 
-use neap_memory::cache::{Forecast, Incoming, KvCache};
+use std::time::Duration;
+
+use neap_memory::cache::{Asked, Forecast, Incoming, KvCache};
 use neap_memory::{BlockTable, KvQuality, Level, Namespace};
 use neap_model::tokenizer::{DetokenizeOptions, Detokenizer, Tokenizer};
 
@@ -58,6 +60,9 @@ pub(crate) struct Sequence {
     was_preempted: bool,
     /// Steps in which blocks were brought up for the sequence while it waited.
     pub promotions: u32,
+    /// Blocks that the remote level reads for the sequence.
+    asked: Option<Asked>,
+    has_asked: bool,
     /// When it counts as come; see [`schedule::due_ms`].
     due_ms: i64,
     grammar: Option<Grammar>,
@@ -102,6 +107,8 @@ impl Sequence {
             sunk_blocks: 0,
             was_preempted: false,
             promotions: 0,
+            asked: None,
+            has_asked: false,
             due_ms: schedule::due_ms(now_ms, request.priority),
             grammar: request.grammar.take(),
             namespace: named.namespace,
@@ -207,6 +214,32 @@ impl Sequence {
         let known = &self.tokens[..self.tokens.len() - 1];
         self.promotions += 1;
         cache.promote(&self.namespace, known, keep_free_bytes)
+    }
+
+    /// Asks the remote level for what the cache does not hold, once, and enters what has come of it, for which it waits no
+    /// longer than `patience`. Whether there may come more.
+    pub fn fetch(&mut self, cache: &mut KvCache, now_ms: u64, patience: Duration) -> bool {
+        let known = &self.tokens[..self.tokens.len() - 1];
+        let is_new = !std::mem::replace(&mut self.has_asked, true);
+        // A slow one is read from its end while its beginning is computed.
+        if is_new && !cache.would_meet(&self.namespace, known, now_ms) {
+            self.asked = cache.ask_remote(&self.namespace, known, now_ms);
+        }
+        let asked = self.asked.as_mut();
+        if !asked.is_some_and(|asked| cache.take_remote(asked, now_ms, patience)) {
+            self.asked = None;
+        }
+        self.is_fetching()
+    }
+
+    /// The remote level was asked, or need not be.
+    pub fn has_asked(&self) -> bool {
+        self.has_asked
+    }
+
+    /// Blocks may come yet.
+    pub fn is_fetching(&self) -> bool {
+        self.asked.is_some()
     }
 
     /// Takes over what the cache holds of the sequence, or what is at hand of it while the rest is loaded.

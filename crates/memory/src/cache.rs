@@ -11,7 +11,7 @@
 //!
 //! A block that cannot be brought back (torn, damaged, no room) ends the match: it costs a recomputation,
 //! never an error, and is filled again when its tokens are inserted again. Where a match ends, the remote level
-//! is asked, if there is one.
+//! can be [asked](KvCache::ask_remote), if there is one.
 //!
 //! Blocks sink to int8 and int4 only in namespaces whose [`KvQuality`] allows it, never the first block of a
 //! sequence nor a partial one, and of a running sequence never the newest: see
@@ -52,6 +52,7 @@ mod tests;
 
 pub use census::Census;
 pub use forecast::Forecast;
+pub use from_remote::Asked;
 pub use incoming::Incoming;
 
 /// Where the bytes of a cached block are; see the [module's description](self).
@@ -174,6 +175,9 @@ impl KvCache {
     /// # Errors
     /// [`OverBudget`] when the scratch for encoding one block does not fit.
     pub fn new(pool: &KvPool, options: CacheOptions) -> Result<Self, OverBudget> {
+        if let Some(disk) = &options.disk {
+            disk.charge_to(pool.budget());
+        }
         let (budget, block_bytes) = (pool.budget(), pool.block_bytes());
         let most = |of: &dyn Fn(&dyn BlockCodec) -> usize| {
             let quantized = options.quantized.iter().chain(&options.quantized.packed);

@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+mod behind;
+mod directory;
 pub mod fake;
 pub mod format;
 pub mod prefetch;
@@ -15,8 +17,9 @@ mod store;
 mod tests;
 
 pub use admission::Admission;
-pub use prefetch::{Fetched, Prefetch};
-pub use storage::{Directory, Storage};
+pub use directory::{Directory, DirectoryOptions};
+pub use prefetch::{Fetched, Payload, Prefetch};
+pub use storage::Storage;
 pub use store::{DiskOptions, DiskStats, DiskStore, Meta};
 
 /// Why something was not written.

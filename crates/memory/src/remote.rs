@@ -6,7 +6,8 @@
 //! fails, lies or is slow costs a recomputation and no more. After a few failures in a row it is left
 //! alone for a while ([`breaker`]).
 //!
-//! Reading waits until a deadline and not longer, whatever the store does; writing is done behind the
+//! Reading is done by threads of its own, so that a caller looks now and then at what has come, or waits until a
+//! deadline and not longer, whatever the store does; writing is done behind the
 //! caller's back by a thread of its own, from what the disk level holds.
 #![forbid(unsafe_code)]
 
@@ -20,7 +21,7 @@ mod level;
 mod tests;
 
 pub use folder::Folder;
-pub use level::{Got, RemoteLevel, RemoteOptions, RemoteStats, Run};
+pub use level::{Got, Next, Object, Reading, RemoteLevel, RemoteOptions, RemoteStats, Run};
 
 /// Why a store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]

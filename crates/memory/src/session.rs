@@ -8,14 +8,18 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
+use crate::budget::{Charge, ChargeKind, OverBudget};
 use crate::cache::KvCache;
-use crate::disk::format::{Kind, RECORD_HEAD_BYTES, RecordHead, payload_checksum};
+use crate::disk::format::Kind;
 use crate::disk::{DiskError, DiskStore, Meta};
 use crate::hash::{BlockHash, Fingerprint, Namespace};
 use crate::level::KvQuality;
 
+mod file;
 #[cfg(test)]
 mod tests;
+
+pub use file::{Export, Imported, SessionFile};
 
 const MAGIC: &[u8; 4] = b"NSES";
 const VERSION: u16 = 1;
@@ -24,10 +28,6 @@ const HEAD_BYTES: usize = 64;
 pub const MAX_NAME_BYTES: usize = 512;
 /// Most tokens of a session.
 pub const MAX_TOKENS: usize = 1 << 24;
-/// "Segment" of the records of an exported file: no segment of a store has this number.
-const EXPORT_SEGMENT: u64 = u64::MAX;
-/// Largest block that an import takes.
-const MAX_BLOCK_BYTES: u64 = 1 << 30;
 
 /// Why a session was not kept, found or moved.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,9 @@ pub enum SessionError {
     /// A file to export to or import from failed.
     #[error("session file: {0}")]
     Io(#[from] io::Error),
+    /// The budget has no room for the manifest, or for a block on its way.
+    #[error(transparent)]
+    NoRoom(#[from] OverBudget),
     /// A file to import is not a session, or one of another model.
     #[error("session file, byte {offset}: {reason}")]
     Malformed {
@@ -134,7 +137,9 @@ impl Session {
         })
     }
 
-    fn key(&self) -> BlockHash {
+    /// Names it among all sessions.
+    #[must_use]
+    pub fn key(&self) -> BlockHash {
         self.namespace.session_key(&self.name)
     }
 
@@ -148,6 +153,11 @@ impl Session {
                 hash
             })
             .collect()
+    }
+
+    /// Bytes that it takes in RAM.
+    fn held_bytes(&self) -> u64 {
+        (size_of::<Self>() + self.name.len() + self.tokens.len() * 4) as u64
     }
 
     fn is_expired(&self, now_ms: u64) -> bool {
@@ -170,10 +180,24 @@ pub struct Sessions {
     fingerprint: Fingerprint,
     block_tokens: usize,
     held: BTreeMap<BlockHash, Session>,
+    /// For the manifests that are held.
+    charge: Charge,
 }
 
 impl Sessions {
+    /// What the sessions on a disk level depend on: one fingerprint for each model that kept any.
+    #[must_use]
+    pub fn fingerprints(disk: &DiskStore) -> Vec<Fingerprint> {
+        let keys = disk.session_keys();
+        let all: BTreeMap<[u8; 32], Fingerprint> =
+            keys.iter().map(|key| (*key.1.as_bytes(), key.1)).collect();
+        all.into_values().collect()
+    }
+
     /// Finds the sessions that `disk` holds for this fingerprint, and pins their blocks.
+    ///
+    /// Manifests are charged to the disk level's budget as I/O. What is on disk is held even where the budget
+    /// refuses its manifest: it is charged once there is room.
     #[must_use]
     pub fn open(disk: &Arc<DiskStore>, fingerprint: Fingerprint, block_tokens: usize) -> Self {
         let mut sessions = Self {
@@ -181,12 +205,18 @@ impl Sessions {
             fingerprint,
             block_tokens,
             held: BTreeMap::new(),
+            charge: disk
+                .budget()
+                .try_charge(ChargeKind::Io, 0)
+                .expect("no bytes always fit"),
         };
         for (key, of, bytes) in disk.session_keys() {
             let Some(bytes) = usize::try_from(bytes).ok().filter(|_| of == fingerprint) else {
                 continue;
             };
             // The record lies within its file, so the file has earned the allocation.
+            // One is read at a time, also where the budget is exceeded: it was acknowledged.
+            let _charge = disk.budget().try_charge(ChargeKind::Io, bytes as u64);
             let mut manifest = vec![0; bytes];
             if !disk.read(&key, &fingerprint, &mut manifest) {
                 continue;
@@ -200,12 +230,21 @@ impl Sessions {
 
     fn hold(&mut self, session: Session) {
         let key = session.key();
-        self.let_go(&key);
         self.disk.pin(key);
         for block in session.blocks(self.block_tokens) {
             self.disk.pin(block);
         }
+        // After its blocks are pinned for the new one.
+        self.let_go(&key);
         self.held.insert(key, session);
+        // What is refused now is charged with the next change.
+        let _ = self.recharge(0);
+    }
+
+    /// Charges what is held, and `more` bytes.
+    fn recharge(&mut self, more: u64) -> Result<(), OverBudget> {
+        let held: u64 = self.held.values().map(Session::held_bytes).sum();
+        self.charge.resize(held.saturating_add(more)).map(|_| ())
     }
 
     fn let_go(&mut self, key: &BlockHash) -> Option<Session> {
@@ -244,14 +283,19 @@ impl Sessions {
             expires_ms: options.ttl_ms.map(|ttl| now_ms.saturating_add(ttl)),
             tokens: tokens.to_vec(),
         };
+        self.recharge(session.held_bytes())?;
         // Pinned before they are written: a segment may go for want of room in between.
         let blocks = session.blocks(self.block_tokens);
         blocks.iter().for_each(|block| self.disk.pin(*block));
         let result = self.write(cache, &session);
+        match result {
+            Ok(()) => self.hold(session),
+            Err(_) => {
+                let _ = self.recharge(0);
+            }
+        }
         blocks.iter().for_each(|block| self.disk.unpin(block));
-        result?;
-        self.hold(session);
-        Ok(())
+        result
     }
 
     fn write(&mut self, cache: &mut KvCache, session: &Session) -> Result<(), SessionError> {
@@ -265,18 +309,7 @@ impl Sessions {
                 return Err(SessionError::Incomplete { stored, wanted });
             }
         }
-        self.write_manifest(session)
-    }
-
-    /// The blocks are made to last before the manifest is written: a manifest that survives a power cut
-    /// without being acknowledged must not stand for blocks that did not.
-    fn write_manifest(&self, session: &Session) -> Result<(), SessionError> {
-        self.disk.sync()?;
-        let manifest = session.encode();
-        let meta = self.meta(&manifest);
-        self.disk
-            .put(Kind::Session, session.key(), &meta, &manifest)?;
-        Ok(self.disk.sync()?)
+        write_manifest(&self.disk, self.fingerprint, session)
     }
 
     /// Deletes the oldest session of the lowest priority below that of `session`; whether there was one.
@@ -298,14 +331,16 @@ impl Sessions {
         }
     }
 
-    fn meta(&self, payload: &[u8]) -> Meta {
-        Meta {
-            codec: 0,
-            payload_bytes: payload.len() as u64,
-            hot_bytes: 0,
-            tokens: 0,
-            fingerprint: self.fingerprint,
-        }
+    fn find(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        now_ms: u64,
+    ) -> Result<&Session, SessionError> {
+        self.held
+            .get(&namespace.session_key(name))
+            .filter(|session| !session.is_expired(now_ms))
+            .ok_or_else(|| SessionError::Unknown(name.to_owned()))
     }
 
     /// The session of this name, and its blocks entered into the cache.
@@ -319,13 +354,37 @@ impl Sessions {
         name: &str,
         now_ms: u64,
     ) -> Result<&Session, SessionError> {
-        let session = self
-            .held
-            .get(&namespace.session_key(name))
-            .filter(|session| !session.is_expired(now_ms))
-            .ok_or_else(|| SessionError::Unknown(name.to_owned()))?;
+        let session = self.find(namespace, name, now_ms)?;
         cache.adopt(namespace, &session.tokens, now_ms);
         Ok(session)
+    }
+
+    /// The session of this name, unless it has expired.
+    #[must_use]
+    pub fn get(&self, namespace: &Namespace, name: &str, now_ms: u64) -> Option<&Session> {
+        self.find(namespace, name, now_ms).ok()
+    }
+
+    /// Bytes of the session's blocks on disk, shared ones included.
+    #[must_use]
+    pub fn stored_bytes(&self, session: &Session) -> u64 {
+        let blocks = session.blocks(self.block_tokens);
+        let metas = blocks
+            .iter()
+            .filter_map(|block| self.disk.meta(block, &self.fingerprint));
+        metas.map(|meta| meta.payload_bytes).sum()
+    }
+
+    /// What all of them depend on.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// Tokens of a block.
+    #[must_use]
+    pub fn block_tokens(&self) -> usize {
+        self.block_tokens
     }
 
     /// All sessions that have not expired, whosever they are.
@@ -371,7 +430,47 @@ impl Sessions {
         Ok(())
     }
 
-    /// Writes a session with its blocks as one file: records of the disk format, manifest first.
+    /// Gives a session another priority and another end, counted from `now_ms`. When this returns, that is on
+    /// stable storage.
+    ///
+    /// # Errors
+    /// [`SessionError`]; the session is as it was then.
+    pub fn set_keep(
+        &mut self,
+        namespace: &Namespace,
+        name: &str,
+        options: KeepOptions,
+        now_ms: u64,
+    ) -> Result<(), SessionError> {
+        let mut session = self.find(namespace, name, now_ms)?.clone();
+        session.priority = options.priority;
+        session.expires_ms = options.ttl_ms.map(|ttl| now_ms.saturating_add(ttl));
+        write_manifest(&self.disk, self.fingerprint, &session)?;
+        self.hold(session);
+        Ok(())
+    }
+
+    /// A session to be written to a file, here or on another thread.
+    ///
+    /// # Errors
+    /// [`SessionError::Unknown`].
+    pub fn exporter(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        now_ms: u64,
+    ) -> Result<Export, SessionError> {
+        let session = self.find(namespace, name, now_ms)?.clone();
+        let block_tokens = self.block_tokens;
+        Ok(Export::new(
+            &self.disk,
+            self.fingerprint,
+            block_tokens,
+            session,
+        ))
+    }
+
+    /// Writes a session with its blocks as one file; see `docs/session-format.md`.
     ///
     /// # Errors
     /// [`SessionError`]; also when a block turns out to be damaged.
@@ -379,44 +478,10 @@ impl Sessions {
         &self,
         namespace: &Namespace,
         name: &str,
+        now_ms: u64,
         out: &mut impl Write,
     ) -> Result<(), SessionError> {
-        let unknown = || SessionError::Unknown(name.to_owned());
-        let session = self
-            .held
-            .get(&namespace.session_key(name))
-            .ok_or_else(unknown)?;
-        let manifest = session.encode();
-        let mut offset = 0;
-        write_record(
-            out,
-            &mut offset,
-            Kind::Session,
-            session.key(),
-            &self.meta(&manifest),
-            &manifest,
-        )?;
-        let mut stored = 0;
-        for (block, chunk) in session
-            .blocks(self.block_tokens)
-            .iter()
-            .zip(session.tokens.chunks(self.block_tokens))
-        {
-            let incomplete = SessionError::Incomplete {
-                stored,
-                wanted: session.tokens.len(),
-            };
-            let Some(meta) = self.disk.meta(block, &self.fingerprint) else {
-                return Err(incomplete);
-            };
-            let mut payload = vec![0; usize::try_from(meta.payload_bytes).unwrap_or(0)];
-            if !self.disk.read(block, &self.fingerprint, &mut payload) {
-                return Err(incomplete);
-            }
-            write_record(out, &mut offset, Kind::Block, *block, &meta, &payload)?;
-            stored += chunk.len();
-        }
-        Ok(out.flush()?)
+        self.exporter(namespace, name, now_ms)?.write(None, out)
     }
 
     /// Reads a file of [`export`](Self::export) into `namespace` and keeps it under its name. The blocks
@@ -427,122 +492,64 @@ impl Sessions {
     pub fn import(
         &mut self,
         namespace: &Namespace,
+        now_ms: u64,
         file: &mut impl Read,
     ) -> Result<String, SessionError> {
-        let mut offset = 0;
-        let limit = (HEAD_BYTES + MAX_NAME_BYTES + MAX_TOKENS * 4) as u64;
-        let (_, manifest) = self.read_record(file, &mut offset, Kind::Session, limit)?;
-        let malformed = SessionError::Malformed {
-            offset: RECORD_HEAD_BYTES,
-            reason: "not a manifest of this version",
-        };
-        let mut session = Session::decode(&manifest).ok_or(malformed)?;
-        if session.namespace.quality() > namespace.quality() {
-            return Err(SessionError::Malformed {
-                offset: RECORD_HEAD_BYTES,
-                reason: "its keys and values are of a lower quality than is asked for here",
-            });
-        }
-        session.namespace = *namespace;
-        let blocks = session.blocks(self.block_tokens);
-        blocks.iter().for_each(|block| self.disk.pin(*block));
-        let result = self.import_blocks(&session, &blocks, file, &mut offset);
-        blocks.iter().for_each(|block| self.disk.unpin(block));
-        result?;
-        let name = session.name.clone();
-        self.hold(session);
+        let file = SessionFile::open(file)?;
+        self.check_model(&file)?;
+        let imported = file.read(&self.disk, |_| Ok(*namespace), now_ms)?;
+        let name = imported.session.name.clone();
+        self.take(imported);
         Ok(name)
     }
 
-    fn import_blocks(
-        &self,
-        session: &Session,
-        blocks: &[BlockHash],
-        file: &mut impl Read,
-        offset: &mut u64,
-    ) -> Result<(), SessionError> {
-        for (block, chunk) in blocks.iter().zip(session.tokens.chunks(self.block_tokens)) {
-            let at = *offset;
-            let (head, payload) = self.read_record(file, offset, Kind::Block, MAX_BLOCK_BYTES)?;
-            if head.tokens as usize != chunk.len() {
-                return Err(SessionError::Malformed {
-                    offset: at,
-                    reason: "a block of another number of tokens",
-                });
-            }
-            let meta = Meta {
-                codec: head.codec,
-                payload_bytes: head.payload_bytes,
-                hot_bytes: head.hot_bytes,
-                tokens: head.tokens,
-                fingerprint: head.fingerprint,
-            };
-            self.disk.put(Kind::Block, *block, &meta, &payload)?;
+    /// Checks that a file is of this model.
+    ///
+    /// # Errors
+    /// [`SessionError::Malformed`] if it is not.
+    pub fn check_model<R: Read>(&self, file: &SessionFile<R>) -> Result<(), SessionError> {
+        let malformed = |offset, reason| Err(SessionError::Malformed { offset, reason });
+        if file.fingerprint != self.fingerprint {
+            return malformed(16, "made by another model, tokenizer or position scheme");
         }
-        self.write_manifest(session)
+        if file.block_tokens != self.block_tokens {
+            return malformed(12, "made with blocks of another number of tokens");
+        }
+        Ok(())
     }
 
-    fn read_record(
-        &self,
-        file: &mut impl Read,
-        offset: &mut u64,
-        kind: Kind,
-        limit: u64,
-    ) -> Result<(RecordHead, Vec<u8>), SessionError> {
-        let at = *offset;
-        let malformed = |reason| SessionError::Malformed { offset: at, reason };
-        let mut head = [0; RECORD_HEAD_BYTES as usize];
-        file.read_exact(&mut head)
-            .map_err(|_| malformed("the file is cut off"))?;
-        let head =
-            RecordHead::decode(&head, EXPORT_SEGMENT, at).ok_or(malformed("not a record"))?;
-        if head.kind != kind || head.payload_bytes > limit {
-            return Err(malformed("another kind of record, or too large a one"));
-        }
-        if head.fingerprint != self.fingerprint {
-            return Err(malformed(
-                "made by another model, tokenizer or position scheme",
-            ));
-        }
-        let padded = head.record_bytes().ok_or(malformed("too large"))? - RECORD_HEAD_BYTES;
-        let mut payload = Vec::new();
-        // Grows with what is really there, so a lying length costs nothing.
-        let read = file.by_ref().take(padded).read_to_end(&mut payload)?;
-        if read as u64 != padded {
-            return Err(malformed("the file is cut off"));
-        }
-        payload.truncate(head.payload_bytes as usize);
-        if payload_checksum(&payload) != head.checksum {
-            return Err(malformed("a checksum does not match"));
-        }
-        *offset = at + RECORD_HEAD_BYTES + padded;
-        Ok((head, payload))
+    /// Holds what was read from a file with all others; one of the same name is replaced.
+    pub fn take(&mut self, imported: Imported) {
+        self.hold(imported.session);
+    }
+
+    /// The disk level that all this is on.
+    #[must_use]
+    pub fn disk(&self) -> &Arc<DiskStore> {
+        &self.disk
     }
 }
 
-fn write_record(
-    out: &mut impl Write,
-    offset: &mut u64,
-    kind: Kind,
-    key: BlockHash,
-    meta: &Meta,
-    payload: &[u8],
-) -> Result<(), SessionError> {
-    let head = RecordHead {
-        kind,
-        codec: meta.codec,
+fn plain_meta(fingerprint: Fingerprint, payload: &[u8]) -> Meta {
+    Meta {
+        codec: 0,
         payload_bytes: payload.len() as u64,
-        key,
-        fingerprint: meta.fingerprint,
-        hot_bytes: meta.hot_bytes,
-        tokens: meta.tokens,
-        checksum: payload_checksum(payload),
-    };
-    let bytes = head.record_bytes().ok_or(SessionError::TooLong)?;
-    out.write_all(&head.encode(EXPORT_SEGMENT, *offset))?;
-    out.write_all(payload)?;
-    let padding = bytes - RECORD_HEAD_BYTES - payload.len() as u64;
-    out.write_all(&vec![0; padding as usize])?;
-    *offset += bytes;
-    Ok(())
+        hot_bytes: 0,
+        tokens: 0,
+        fingerprint,
+    }
+}
+
+/// The blocks are made to last before the manifest is written: a manifest that survives a power cut
+/// without being acknowledged must not stand for blocks that did not.
+fn write_manifest(
+    disk: &DiskStore,
+    fingerprint: Fingerprint,
+    session: &Session,
+) -> Result<(), SessionError> {
+    disk.sync()?;
+    let manifest = session.encode();
+    let meta = plain_meta(fingerprint, &manifest);
+    disk.put(Kind::Session, session.key(), &meta, &manifest)?;
+    Ok(disk.sync()?)
 }

@@ -162,6 +162,8 @@ fn routes() -> Vec<Route> {
         ("post", "/memory/sessions/{id}/pin", post(sessions::pin)),
         ("post", "/v1/load_lora_adapter", post(adapters::load)),
         ("post", "/v1/unload_lora_adapter", post(adapters::unload)),
+        ("get", "/memory/sessions/{id}/export", get(sessions::export)),
+        ("post", "/memory/sessions/import", post(sessions::import)),
         ("post", "/tokenize", post(tokens::tokenize)),
         ("post", "/detokenize", post(tokens::detokenize)),
         ("get", "/v1/models", get(openai::models::list)),

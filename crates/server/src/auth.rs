@@ -27,6 +27,12 @@ fn hash(key: &str) -> blake3::Hash {
     blake3::Hash::from(blake3::derive_key("neap 2026-11 api key", key.as_bytes()))
 }
 
+/// The tenant that an API key stands for.
+#[must_use]
+pub fn tenant_of_key(key: &str) -> String {
+    hash(key).to_hex().to_string()
+}
+
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, key) = value.split_once(' ')?;
@@ -61,6 +67,23 @@ impl Keys {
         } else {
             Err(ApiError::unauthorized())
         }
+    }
+
+    /// The tenant whose a session that the admin imports becomes: that of the key in `X-Session-Key`.
+    ///
+    /// # Errors
+    /// 400 where there are keys and none, or another one, is given.
+    pub fn tenant_of_session(&self, headers: &HeaderMap) -> Result<String, ApiError> {
+        if self.api.is_empty() {
+            return Ok(String::new());
+        }
+        let key = headers.get("x-session-key").and_then(|v| v.to_str().ok());
+        let given = key.map(hash).filter(|given| self.api.contains(given));
+        given.map(|given| given.to_hex().to_string()).ok_or_else(|| {
+            ApiError::invalid(
+                "say whose the session will be: send one of the server's API keys as `X-Session-Key: KEY`",
+            )
+        })
     }
 
     /// Whether a request may see and change the server's memory.

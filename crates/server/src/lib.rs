@@ -28,6 +28,7 @@ mod traces;
 mod worker;
 
 pub use app::ServedModel;
+pub use auth::tenant_of_key;
 pub use live::Live;
 pub use openai::embeddings::EmbeddingModel;
 pub use openai::judging::ClassifierModel;

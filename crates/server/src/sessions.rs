@@ -1,16 +1,17 @@
 //! Conversations with a name (`prompt_cache_key`): kept on the disk level when a client asks for it
-//! (`prompt_cache_retention`), listed, pinned and deleted by the admin.
+//! (`prompt_cache_retention`), listed, pinned, exported, imported and deleted by the admin.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Path, Request, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::Response;
 use neap_memory::cache::KvCache;
-use neap_memory::session::{KeepOptions, SessionError, Sessions};
-use neap_memory::{BlockHash, Namespace};
+use neap_memory::disk::DiskStore;
+use neap_memory::session::{Export, Imported, KeepOptions, Session, SessionError, Sessions};
+use neap_memory::{BlockHash, Fingerprint, Namespace};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -18,23 +19,55 @@ use crate::auth::Peer;
 use crate::error::{ApiError, json_response};
 use crate::openai::params::SessionWish;
 
+mod transfer;
+
+pub use transfer::{export, import};
+
 /// Names that are remembered at most, beside those on disk.
 const MAX_KNOWN: usize = 256;
 /// Tokens of these together at most.
 const MAX_KNOWN_TOKENS: usize = 4 << 20;
 /// While there is other work, one session is written in this time: making it last takes the disk a moment.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
-/// Of a session that the admin has pinned: it goes last where the disk level is too small.
+/// Of a session that the admin has pinned and said no more: it goes last where the disk level is too small.
 const PINNED_PRIORITY: u8 = 255;
+
+/// Longest time that a session can be given to live: a hundred years.
+const MAX_TTL_S: u64 = 100 * 365 * 86_400;
 
 /// What the admin asks of the sessions.
 pub enum Ask {
     /// All of them.
     List,
-    /// Keep this one without end.
-    Pin(String),
+    /// Keep this one so.
+    Pin(String, KeepOptions),
     /// Forget this one.
     Delete(String),
+    /// This one, to be written to a file.
+    Export(String),
+    /// Where to put one that comes from a file and becomes this tenant's.
+    Place(String),
+    /// Hold this one of this tenant with all others.
+    Take(Imported, String),
+}
+
+/// What the engine's thread answers.
+pub enum Answer {
+    /// JSON.
+    Value(Value),
+    /// See [`Ask::Export`].
+    Export(Box<Export>),
+    /// See [`Ask::Place`].
+    Place(Place),
+}
+
+/// Where sessions of a tenant go.
+pub struct Place {
+    disk: Arc<DiskStore>,
+    fingerprint: Fingerprint,
+    block_tokens: usize,
+    /// By quality.
+    namespaces: [Namespace; 4],
 }
 
 /// How long a session is kept on disk.
@@ -43,7 +76,8 @@ enum Keep {
     /// Not at all: only as the cache sees fit.
     No,
     For(u64),
-    Pinned,
+    /// As the admin wants it.
+    Pinned(KeepOptions),
 }
 
 struct Known {
@@ -89,11 +123,15 @@ impl Keeper {
         now_ms: u64,
     ) {
         let id = id_of(&namespace, &wish.name);
-        let before = self.known.get(&id).map_or(Keep::No, |k| k.keep);
+        let on_disk = self.kept_session(&namespace, &wish.name, now_ms);
+        let before = match self.known.get(&id).map(|known| known.keep) {
+            None | Some(Keep::No) => on_disk.map_or(Keep::No, keep_of),
+            Some(before) => before,
+        };
         let keep = match (before, wish.keep_ms) {
-            (Keep::Pinned, _) => Keep::Pinned,
+            (Keep::Pinned(options), _) => Keep::Pinned(options),
             (_, Some(ms)) => Keep::For(ms),
-            (before, None) if self.is_kept(&namespace, &wish.name, now_ms) => before,
+            (before, None) if on_disk.is_some() => before,
             (_, None) => Keep::No,
         };
         let known = Known {
@@ -118,9 +156,8 @@ impl Keeper {
         }
     }
 
-    fn is_kept(&self, namespace: &Namespace, name: &str, now_ms: u64) -> bool {
-        let kept = self.kept.as_ref();
-        kept.is_some_and(|k| k.list(namespace, now_ms).any(|s| s.name == name))
+    fn kept_session(&self, namespace: &Namespace, name: &str, now_ms: u64) -> Option<&Session> {
+        self.kept.as_ref()?.get(namespace, name, now_ms)
     }
 
     fn forget_some(&mut self) {
@@ -173,10 +210,7 @@ impl Keeper {
                 priority: 0,
                 ttl_ms: Some(ms),
             },
-            Keep::Pinned => KeepOptions {
-                priority: PINNED_PRIORITY,
-                ttl_ms: None,
-            },
+            Keep::Pinned(options) => options,
         };
         let session = (
             &known.namespace,
@@ -186,7 +220,7 @@ impl Keeper {
         kept.save(cache, session, options, now_ms)
     }
 
-    /// Answers the admin.
+    /// Answers the admin. `namespaces` are those of the tenant that is asked for, by quality.
     ///
     /// # Errors
     /// 404 for a session that is not there, 409 where there is no disk level to keep it on.
@@ -194,12 +228,26 @@ impl Keeper {
         &mut self,
         ask: Ask,
         cache: &mut KvCache,
+        namespaces: Option<[Namespace; 4]>,
         now_ms: u64,
-    ) -> Result<Value, ApiError> {
+    ) -> Result<Answer, ApiError> {
         match ask {
-            Ask::List => Ok(self.list(cache, now_ms)),
-            Ask::Pin(id) => self.pin(&id, cache, now_ms),
-            Ask::Delete(id) => self.delete(&id, now_ms),
+            Ask::List => Ok(Answer::Value(self.list(cache, now_ms))),
+            Ask::Pin(id, options) => self.pin(&id, options, cache, now_ms).map(Answer::Value),
+            Ask::Delete(id) => self.delete(&id, now_ms).map(Answer::Value),
+            Ask::Export(id) => self.export(&id, now_ms).map(Answer::Export),
+            Ask::Place(_) => {
+                let (Some(kept), Some(namespaces)) = (&self.kept, namespaces) else {
+                    return Err(no_disk());
+                };
+                Ok(Answer::Place(Place {
+                    disk: Arc::clone(kept.disk()),
+                    fingerprint: kept.fingerprint(),
+                    block_tokens: kept.block_tokens(),
+                    namespaces,
+                }))
+            }
+            Ask::Take(imported, tenant) => self.take(imported, tenant).map(Answer::Value),
         }
     }
 
@@ -216,7 +264,9 @@ impl Keeper {
                 "tokens": session.tokens.len(),
                 "cached_tokens": cache.forecast(&session.namespace, &session.tokens).tokens,
                 "is_kept": true,
-                "is_pinned": session.priority == PINNED_PRIORITY && session.expires_ms.is_none(),
+                "is_pinned": matches!(keep_of(session), Keep::Pinned(_)),
+                "priority": session.priority,
+                "quality": session.namespace.quality().name(),
                 "saved_ms": session.saved_ms,
                 "expires_ms": session.expires_ms,
                 "used_ms": known.map(|k| k.used_ms),
@@ -234,6 +284,8 @@ impl Keeper {
                 "cached_tokens": cache.forecast(&known.namespace, &known.tokens).tokens,
                 "is_kept": false,
                 "is_pinned": false,
+                "priority": 0,
+                "quality": known.namespace.quality().name(),
                 "saved_ms": null,
                 "expires_ms": null,
                 "used_ms": known.used_ms,
@@ -243,45 +295,86 @@ impl Keeper {
         json!({"sessions": all, "can_keep": self.kept.is_some()})
     }
 
-    fn pin(&mut self, id: &str, cache: &mut KvCache, now_ms: u64) -> Result<Value, ApiError> {
-        let Some(kept) = &self.kept else {
-            let message =
-                "there is no disk level to keep a session on: start the server with --disk";
-            return Err(ApiError::conflict(message));
-        };
-        if !self.known.contains_key(id) {
-            let session = kept
-                .iter(now_ms)
-                .find(|s| id_of(&s.namespace, &s.name) == id)
-                .ok_or_else(|| unknown(id))?
-                .clone();
-            // What is on disk is found there again, and need not be written twice.
-            cache.adopt(&session.namespace, &session.tokens, now_ms);
-            let known = Known {
-                tenant: String::new(),
-                namespace: session.namespace,
-                name: session.name,
-                tokens: session.tokens,
-                used_ms: session.saved_ms,
-                keep: Keep::No,
-                is_dirty: false,
-            };
-            self.known.insert(id.to_owned(), known);
+    fn pin(
+        &mut self,
+        id: &str,
+        options: KeepOptions,
+        cache: &mut KvCache,
+        now_ms: u64,
+    ) -> Result<Value, ApiError> {
+        let kept = self.kept.as_mut().ok_or_else(no_disk)?;
+        let on_disk = kept
+            .iter(now_ms)
+            .find(|s| id_of(&s.namespace, &s.name) == id);
+        let on_disk = on_disk.map(|s| (s.namespace, s.name.clone()));
+        if on_disk.is_none() && !self.known.contains_key(id) {
+            return Err(unknown(id));
         }
-        let before = self.known.get_mut(id).map(|known| {
-            let before = known.keep;
-            known.keep = Keep::Pinned;
-            before
-        });
-        if let Err(why) = self.save(id, cache, now_ms) {
-            if let (Some(known), Some(before)) = (self.known.get_mut(id), before) {
-                known.keep = before;
+        let failed =
+            |why: SessionError| ApiError::conflict(format!("the session can't be kept: {why}"));
+        if let Some((namespace, name)) = &on_disk {
+            kept.set_keep(namespace, name, options, now_ms)
+                .map_err(failed)?;
+        }
+        if let Some(known) = self.known.get_mut(id) {
+            let before = std::mem::replace(&mut known.keep, Keep::Pinned(options));
+            // Its latest turn may not be on disk yet.
+            if on_disk.is_none() || known.is_dirty {
+                let saved = self.save(id, cache, now_ms);
+                if let (Err(_), Some(known)) = (&saved, self.known.get_mut(id)) {
+                    known.keep = before;
+                }
+                saved.map_err(failed)?;
             }
-            return Err(ApiError::conflict(format!(
-                "the session can't be kept: {why}"
-            )));
         }
-        Ok(json!({"id": id, "is_pinned": true}))
+        Ok(json!({
+            "id": id,
+            "is_pinned": true,
+            "priority": options.priority,
+            "expires_ms": options.ttl_ms.map(|ttl| now_ms.saturating_add(ttl)),
+        }))
+    }
+
+    fn export(&self, id: &str, now_ms: u64) -> Result<Box<Export>, ApiError> {
+        let kept = self.kept.as_ref().ok_or_else(no_disk)?;
+        let found = kept
+            .iter(now_ms)
+            .find(|s| id_of(&s.namespace, &s.name) == id);
+        let Some(session) = found else {
+            if self.known.contains_key(id) {
+                let message = "the session is not on disk, only in RAM: pin it first";
+                return Err(ApiError::conflict(message));
+            }
+            return Err(unknown(id));
+        };
+        let export = kept.exporter(&session.namespace, &session.name, now_ms);
+        export.map(Box::new).map_err(of_session)
+    }
+
+    fn take(&mut self, imported: Imported, tenant: String) -> Result<Value, ApiError> {
+        let kept = self.kept.as_mut().ok_or_else(no_disk)?;
+        let session = imported.session.clone();
+        kept.take(imported);
+        let id = id_of(&session.namespace, &session.name);
+        let answer = json!({
+            "id": id,
+            "name": session.name,
+            "tokens": session.tokens.len(),
+            "priority": session.priority,
+            "expires_ms": session.expires_ms,
+        });
+        let known = Known {
+            tenant,
+            namespace: session.namespace,
+            keep: keep_of(&session),
+            name: session.name,
+            tokens: session.tokens,
+            used_ms: session.saved_ms,
+            is_dirty: false,
+        };
+        self.known.insert(id, known);
+        self.forget_some();
+        Ok(answer)
     }
 
     fn delete(&mut self, id: &str, now_ms: u64) -> Result<Value, ApiError> {
@@ -311,6 +404,39 @@ fn tenant_of(known: &Known) -> Option<String> {
     (!short.is_empty()).then_some(short)
 }
 
+/// How a session on disk is kept, by what was written with it: a client's has the least priority and an end.
+fn keep_of(session: &Session) -> Keep {
+    let ttl_ms = session
+        .expires_ms
+        .map(|expires| expires.saturating_sub(session.saved_ms));
+    match (session.priority, ttl_ms) {
+        (0, Some(ms)) => Keep::For(ms),
+        (priority, ttl_ms) => Keep::Pinned(KeepOptions { priority, ttl_ms }),
+    }
+}
+
+fn no_disk() -> ApiError {
+    ApiError::conflict("there is no disk level to keep a session on: start the server with --disk")
+}
+
+/// What an error of a session says over HTTP.
+fn of_session(why: SessionError) -> ApiError {
+    let message = why.to_string();
+    match why {
+        SessionError::Malformed { .. } | SessionError::TooLong => ApiError::invalid(message),
+        SessionError::Unknown(_) => ApiError::not_found(message),
+        SessionError::NoRoom(_) => ApiError::unavailable(message),
+        SessionError::Incomplete { .. } | SessionError::Disk(_) | SessionError::Io(_) => {
+            ApiError::conflict(message)
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    since_1970.map_or(0, |t| t.as_millis() as u64)
+}
+
 fn unknown(id: &str) -> ApiError {
     ApiError::not_found(format!("there is no session {id:?}")).with_code("session_not_found")
 }
@@ -322,8 +448,12 @@ async fn answer(
     ask: Ask,
 ) -> Result<Response, ApiError> {
     allowed?;
-    let answer = app.engine.ask(ask).await?;
-    Ok(json_response(StatusCode::OK, &answer))
+    match app.engine.ask(ask).await? {
+        Answer::Value(answer) => Ok(json_response(StatusCode::OK, &answer)),
+        Answer::Export(_) | Answer::Place(_) => {
+            Err(ApiError::internal("the engine answered something else"))
+        }
+    }
 }
 
 fn allowed(app: &App, request: &Request) -> Result<(), ApiError> {
@@ -337,14 +467,56 @@ pub async fn list(State(app): State<Arc<App>>, request: Request) -> Result<Respo
     answer(app, allowed, Ask::List).await
 }
 
-/// `POST /memory/sessions/ID/pin`.
+/// `POST /memory/sessions/ID/pin`. The body may say how.
 pub async fn pin(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let allowed = allowed(&app, &request);
-    answer(app, allowed, Ask::Pin(id)).await
+    let headers = request.headers();
+    let length = headers.get(header::CONTENT_LENGTH);
+    let has_body = length.is_some_and(|length| length != "0")
+        || headers.contains_key(header::TRANSFER_ENCODING);
+    let body = match allowed.is_ok() && has_body {
+        true => app.read_json(request).await?,
+        false => json!({}),
+    };
+    answer(app, allowed, Ask::Pin(id, pin_options(&body)?)).await
+}
+
+/// `{"priority": 1 to 255, "ttl_seconds": N}`, both of which may be left out.
+fn pin_options(body: &Value) -> Result<KeepOptions, ApiError> {
+    let fields = body
+        .as_object()
+        .ok_or_else(|| ApiError::invalid("the body must be an object"))?;
+    let mut options = KeepOptions {
+        priority: PINNED_PRIORITY,
+        ttl_ms: None,
+    };
+    for (name, value) in fields {
+        match (name.as_str(), value) {
+            ("priority" | "ttl_seconds", Value::Null) => {}
+            ("priority", value) => {
+                let priority = value.as_u64().and_then(|p| u8::try_from(p).ok());
+                options.priority = priority.filter(|&p| p > 0).ok_or_else(|| {
+                    ApiError::field("priority", "priority must be a whole number from 1 to 255")
+                })?;
+            }
+            ("ttl_seconds", value) => {
+                let seconds = value.as_u64().filter(|&s| (1..=MAX_TTL_S).contains(&s));
+                let seconds = seconds.ok_or_else(|| {
+                    let range = format!("ttl_seconds must be a whole number from 1 to {MAX_TTL_S}");
+                    ApiError::field("ttl_seconds", range)
+                })?;
+                options.ttl_ms = Some(seconds * 1000);
+            }
+            (name, _) => {
+                return Err(ApiError::field(name, format!("{name} is not known here")));
+            }
+        }
+    }
+    Ok(options)
 }
 
 /// `DELETE /memory/sessions/ID`.

@@ -9,9 +9,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use neap_engine::{Engine, Event, FinishReason, Request, RequestId};
-use neap_memory::Namespace;
+use neap_memory::{KvQuality, Namespace};
 use neap_model::decoder::Decoder;
-use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::adapters::{self, Names};
@@ -21,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::openai::params::SessionWish;
 use crate::reload::{Loaded, Slot};
 use crate::report::{Report, RunningRequest};
-use crate::sessions::{Ask, Keeper};
+use crate::sessions::{Answer, Ask, Keeper};
 use crate::traces::{Ended, Parent, Traces};
 
 /// Events that may wait for one call. A reader so far behind has left or will never catch up.
@@ -61,7 +60,7 @@ struct Call {
 enum Message {
     Call(Call),
     /// The admin asks about sessions.
-    Sessions(Ask, oneshot::Sender<Result<Value, ApiError>>),
+    Sessions(Ask, oneshot::Sender<Result<Answer, ApiError>>),
     /// The admin adds or removes an adapter.
     Adapters(adapters::Ask, oneshot::Sender<Result<(), ApiError>>),
     /// Publish figures now, then answer.
@@ -188,7 +187,7 @@ impl Handle {
     ///
     /// # Errors
     /// What to tell the admin.
-    pub async fn ask(&self, ask: Ask) -> Result<Value, ApiError> {
+    pub async fn ask(&self, ask: Ask) -> Result<Answer, ApiError> {
         self.send(|reply| Message::Sessions(ask, reply)).await
     }
 
@@ -420,8 +419,7 @@ impl<D: Decoder> Worker<D> {
             match message {
                 Message::Call(call) => self.admit(call),
                 Message::Sessions(ask, reply) => {
-                    let cache = self.engine.cache_mut();
-                    let _ = reply.send(self.keeper.answer(ask, cache, clock_ms()));
+                    let _ = reply.send(self.answer(ask));
                 }
                 Message::Adapters(ask, reply) => {
                     let _ = reply.send(ask.carry_out(&mut self.engine));
@@ -443,6 +441,17 @@ impl<D: Decoder> Worker<D> {
             next = self.inbox.try_recv().ok();
         }
         true
+    }
+
+    fn answer(&mut self, ask: Ask) -> Result<Answer, ApiError> {
+        let namespaces = match &ask {
+            Ask::Place(tenant) => {
+                Some(KvQuality::ALL.map(|q| self.engine.namespace(tenant, Some(q))))
+            }
+            _ => None,
+        };
+        let cache = self.engine.cache_mut();
+        self.keeper.answer(ask, cache, namespaces, clock_ms())
     }
 
     fn admit(&mut self, call: Call) {

@@ -411,6 +411,7 @@ impl World {
         let tokens = self.talks[talk as usize].clone();
         let namespace = self.namespace(talk);
         let mut table = BlockTable::new(&self.pool);
+        self.cache.adopt_remote(&namespace, &tokens, self.now_ms);
         let cached = self
             .cache
             .attach(&namespace, &tokens, &mut table, self.now_ms);
@@ -637,6 +638,7 @@ impl World {
             Err(error) => return Err(format!("acknowledged: {error}")),
         };
         let mut table = BlockTable::new(&self.pool);
+        self.cache.adopt_remote(&namespace, &restored, self.now_ms);
         let cached = self
             .cache
             .attach(&namespace, &restored, &mut table, self.now_ms);

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use neap_memory::disk::format::Kind;
-use neap_memory::disk::{Directory, DiskOptions, DiskStore, Meta, Prefetch};
+use neap_memory::disk::format::{Kind, payload_checksum};
+use neap_memory::disk::{Directory, DirectoryOptions, DiskOptions, DiskStore, Meta, Prefetch};
 use neap_memory::{BlockHash, Budget, Fingerprint};
 use serde::Serialize;
 
@@ -47,44 +47,73 @@ pub fn run(args: &BenchDiskArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Best speeds in MB/s.
+#[derive(Default)]
+struct Best {
+    dd_write: Option<f64>,
+    dd_read: Option<f64>,
+    checksum: Option<f64>,
+    spill: Option<f64>,
+    restore: Vec<Option<f64>>,
+}
+
+/// `dd` and the disk level take turns, so that a disk which is slow for a while is slow for both.
 fn measure(args: &BenchDiskArgs, folder: &Path) -> Result<Vec<Row>, Failure> {
-    let mut rows = Vec::new();
-    let mut write_best = None;
-    let mut read_best = None;
-    for _ in 0..args.repeat {
-        let (write, read) = dd(args, folder);
-        write_best = best(write_best, write);
-        read_best = best(read_best, read);
-    }
-    rows.extend(row("dd, direct, write", write_best, None));
-    rows.extend(row("dd, direct, read", read_best, None));
-    let mut spill = None;
-    let mut restore = vec![None; args.in_flight.len()];
+    let mut got = Best {
+        restore: vec![None; args.in_flight.len()],
+        ..Best::default()
+    };
     for round in 0..args.repeat {
+        let (write, read) = dd(args, folder);
+        got.dd_write = best(got.dd_write, write);
+        got.dd_read = best(got.dd_read, read);
+        got.checksum = best(got.checksum, Some(checksum(args)));
         let blocks = folder.join(format!("blocks-{round}"));
-        let storage = Directory::open(&blocks)?;
+        let options = DirectoryOptions {
+            is_direct: !args.buffered,
+            ..DirectoryOptions::default()
+        };
+        let storage = Directory::open_with(&blocks, options)?;
         let store = DiskStore::open(Arc::new(storage), DiskOptions::with_limit(args.bytes * 4))?;
+        store.charge_to(&Budget::new(u64::MAX / 2));
         let store = Arc::new(store);
-        spill = best(spill, Some(write_blocks(args, &store)?));
-        for (speed, &in_flight) in restore.iter_mut().zip(&args.in_flight) {
-            if !drop_page_cache(&blocks) {
+        got.spill = best(got.spill, Some(write_blocks(args, &store)?));
+        for (speed, &in_flight) in got.restore.iter_mut().zip(&args.in_flight) {
+            if args.buffered && !drop_page_cache(&blocks) {
                 eprintln!(
                     "neap: the page cache could not be emptied: reads may never have left RAM"
                 );
             }
             *speed = best(*speed, Some(read_blocks(args, &store, in_flight)?));
         }
+        drop(store);
         std::fs::remove_dir_all(&blocks)?;
     }
-    rows.extend(row("spill, synced", spill, write_best));
-    for (speed, in_flight) in restore.into_iter().zip(&args.in_flight) {
-        rows.extend(row(
-            &format!("restore, {in_flight} in flight"),
-            speed,
-            read_best,
-        ));
+    Ok(rows(args, &got))
+}
+
+fn rows(args: &BenchDiskArgs, got: &Best) -> Vec<Row> {
+    let mut rows = Vec::new();
+    rows.extend(row("dd, direct, write", got.dd_write, None));
+    rows.extend(row("spill, synced", got.spill, got.dd_write));
+    rows.extend(row("dd, direct, read", got.dd_read, None));
+    for (&speed, in_flight) in got.restore.iter().zip(&args.in_flight) {
+        let what = format!("restore, {in_flight} in flight");
+        rows.extend(row(&what, speed, got.dd_read));
     }
-    Ok(rows)
+    rows.extend(row("checksum, one thread", got.checksum, None));
+    rows
+}
+
+/// What the checksum of every block allows one thread, in MB/s.
+fn checksum(args: &BenchDiskArgs) -> f64 {
+    let payload = payload(args);
+    let blocks = (args.bytes / args.block_bytes).clamp(1, 256);
+    let start = Instant::now();
+    for _ in 0..blocks {
+        std::hint::black_box(payload_checksum(std::hint::black_box(&payload)));
+    }
+    (blocks * args.block_bytes) as f64 / 1e6 / start.elapsed().as_secs_f64()
 }
 
 fn best(a: Option<f64>, b: Option<f64>) -> Option<f64> {
@@ -140,6 +169,13 @@ fn fingerprint() -> Fingerprint {
     Fingerprint::of_parts(&[("model", b"bench")])
 }
 
+/// Not all zeros: some disks compress.
+fn payload(args: &BenchDiskArgs) -> Vec<u8> {
+    (0..args.block_bytes)
+        .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
+        .collect()
+}
+
 /// Until everything is on stable storage.
 fn write_blocks(args: &BenchDiskArgs, store: &DiskStore) -> Result<f64, Failure> {
     let meta = Meta {
@@ -149,10 +185,7 @@ fn write_blocks(args: &BenchDiskArgs, store: &DiskStore) -> Result<f64, Failure>
         tokens: 32,
         fingerprint: fingerprint(),
     };
-    // Not all zeros: some disks compress.
-    let mut payload: Vec<u8> = (0..args.block_bytes)
-        .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
-        .collect();
+    let mut payload = payload(args);
     let blocks = args.bytes / args.block_bytes;
     let start = Instant::now();
     for block in 0..blocks {

@@ -1,14 +1,13 @@
 //! What lies below RAM under a server's prefix cache; it stays when the model changes.
 
-use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 
 use neap_memory::Budget;
-use neap_memory::disk::{Directory, DiskOptions, DiskStore};
 use neap_memory::remote::RemoteLevel;
 
 use crate::args::ServeArgs;
+use crate::blocks::BlockFolder;
 use crate::failure::Failure;
 use crate::remote::{self, Remote, random_secret, secret};
 
@@ -46,7 +45,7 @@ impl Below {
     pub fn finish(&self) -> Result<(), Failure> {
         remote::finish(self.remote.as_ref());
         if let Some(disk) = &self.disk {
-            disk.store.sync()?;
+            disk.blocks.store.sync()?;
         }
         Ok(())
     }
@@ -54,33 +53,15 @@ impl Below {
 
 /// The disk level under the prefix cache.
 pub struct Disk {
-    pub store: Arc<DiskStore>,
+    pub blocks: BlockFolder,
     /// Names of blocks are keyed with it, so it must be the same after a restart.
     secret: [u8; 32],
-    /// Held as long as the folder is in use.
-    _lock: File,
 }
 
 impl Disk {
     fn open(folder: &Path, limit_bytes: u64) -> Result<Self, Failure> {
-        let failed = |why: &dyn std::fmt::Display| {
-            Failure::new(format!("--disk {} can't be used: {why}", folder.display()))
-        };
-        std::fs::create_dir_all(folder.join("blocks")).map_err(|why| failed(&why))?;
-        let lock = File::create(folder.join("lock")).map_err(|why| failed(&why))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(failed(&"another neap uses it")),
-            Err(TryLockError::Error(why)) => return Err(failed(&why)),
-        }
+        let blocks = BlockFolder::open(folder, limit_bytes)?;
         let secret = secret(&folder.join("secret"))?;
-        let storage = Directory::open(&folder.join("blocks")).map_err(|why| failed(&why))?;
-        let store = DiskStore::open(Arc::new(storage), DiskOptions::with_limit(limit_bytes))
-            .map_err(|why| failed(&why))?;
-        Ok(Self {
-            store: Arc::new(store),
-            secret,
-            _lock: lock,
-        })
+        Ok(Self { blocks, secret })
     }
 }

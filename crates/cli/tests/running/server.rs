@@ -40,6 +40,14 @@ impl Server {
     }
 }
 
+impl Server {
+    /// As `kill -9` does it.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it has ended");
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use neap_memory::governor::Occasion;
-use neap_memory::{Budget, Fingerprint, Namespace};
+use neap_memory::{Budget, Fingerprint, KvQuality, Namespace};
 use neap_model::adapter::{Adapter, AdapterError, AdapterFile};
 use neap_model::decoder::Decoder;
 
@@ -167,6 +167,12 @@ impl<D: Decoder> Engine<D> {
         let quality = self.quality_of(request.quality);
         let namespace = Namespace::new(&self.config.secret, &request.tenant, &fingerprint);
         Ok(namespace.with_quality(quality))
+    }
+
+    /// Under which names the cache holds what requests of a tenant computed that asked for this quality and no adapter.
+    pub fn namespace(&self, tenant: &str, quality: Option<KvQuality>) -> Namespace {
+        let namespace = Namespace::new(&self.config.secret, tenant, &self.config.fingerprint);
+        namespace.with_quality(self.quality_of(quality))
     }
 
     /// The adapter that a request names.

@@ -22,7 +22,7 @@ pub(super) enum Undecoded {
 
 impl KvCache {
     /// Attaches the longest cached prefix of `tokens` to `table`, which is empty, and returns its length.
-    /// Packed blocks are unpacked, blocks on disk read. A model needs a token to run: leave the last out.
+    /// Packed blocks are unpacked, blocks on disk read; the remote level is [asked](Self::ask_remote) before. A model needs a token to run: leave the last out.
     ///
     /// # Panics
     /// If the table is not empty.
@@ -38,7 +38,6 @@ impl KvCache {
             "a prefix is attached to an empty table"
         );
         self.adopt(namespace, tokens, now_ms);
-        self.adopt_remote(namespace, tokens, now_ms);
         self.attach_known(namespace, tokens, table, now_ms)
     }
 
@@ -129,11 +128,18 @@ impl KvCache {
 
     /// Frees room for so many hot blocks.
     pub(super) fn make_room(&mut self, blocks: usize, now_ms: u64) {
-        let needed = blocks as u64 * self.pool.charged_block_bytes();
+        let slack_bytes = self.options.reads_in_flight as u64 * self.slack_bytes();
+        let needed = blocks as u64 * self.pool.charged_block_bytes() + slack_bytes;
         let missing = needed.saturating_sub(self.pool.budget().available());
         if missing > 0 {
             self.free(missing, Occasion::Admission, now_ms);
         }
+    }
+
+    /// Bytes that a read from disk takes beside a block's own.
+    pub(super) fn slack_bytes(&self) -> u64 {
+        let disk = self.options.disk.as_ref();
+        disk.map_or(0, |disk| disk.slack_bytes() as u64)
     }
 
     /// Starts to read what of the path is on disk.

@@ -163,6 +163,13 @@ impl KvCache {
         })
     }
 
+    /// Whether [`attach_or_load`](Self::attach_or_load) would load the end while the beginning is computed.
+    pub fn would_meet(&mut self, namespace: &Namespace, tokens: &[u32], now_ms: u64) -> bool {
+        self.adopt(namespace, tokens, now_ms);
+        let (known, _, slots) = self.survey(namespace, tokens, now_ms);
+        self.should_meet(known, &slots)
+    }
+
     /// How many full blocks of `tokens` are at hand, the keys of those behind them, and what is known of these.
     fn survey(
         &mut self,

@@ -30,11 +30,12 @@ impl KvCache {
         let mut us = 0.0;
         // A payload that is read takes room beside the block that it becomes.
         let block_bytes = self.pool.charged_block_bytes();
+        let slack_bytes = self.options.reads_in_flight as u64 * self.slack_bytes();
         let spare = self
             .pool
             .budget()
             .available()
-            .saturating_sub(keep_free_bytes);
+            .saturating_sub(keep_free_bytes.saturating_add(slack_bytes));
         let fitting = (spare / block_bytes) as usize;
         for &(node, _) in sunken
             .iter()

@@ -23,6 +23,8 @@ pub enum Kind {
     Session,
     /// The end of an earlier record.
     Removal,
+    /// What was said in a session, as the program that keeps it writes it: in session files only.
+    Words,
 }
 
 impl Kind {
@@ -31,6 +33,7 @@ impl Kind {
             1 => Some(Self::Block),
             2 => Some(Self::Session),
             3 => Some(Self::Removal),
+            4 => Some(Self::Words),
             _ => None,
         }
     }
@@ -40,6 +43,7 @@ impl Kind {
             Self::Block => 1,
             Self::Session => 2,
             Self::Removal => 3,
+            Self::Words => 4,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Read-ahead along a block table: several reads in flight, results in order.
 
+use std::ops::{Deref, Range};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -15,7 +16,22 @@ pub struct Fetched {
     /// Its key.
     pub key: BlockHash,
     /// What is known of it, and its payload; `None` is a miss.
-    pub payload: Option<(Meta, Buffer<u8>)>,
+    pub payload: Option<(Meta, Payload)>,
+}
+
+/// The bytes of a record, wherever in a buffer they came to lie.
+#[derive(Debug)]
+pub struct Payload {
+    buffer: Buffer<u8>,
+    place: Range<usize>,
+}
+
+impl Deref for Payload {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.buffer[self.place.clone()]
+    }
 }
 
 /// Reads a run of blocks ahead of their use. Iterate to get them in order; drop it to stop.
@@ -108,13 +124,13 @@ pub(crate) fn fetch(
     budget: &Budget,
     fingerprint: &Fingerprint,
     key: &BlockHash,
-) -> Option<(Meta, Buffer<u8>)> {
+) -> Option<(Meta, Payload)> {
     let meta = store.meta(key, fingerprint)?;
     let bytes = usize::try_from(meta.payload_bytes).ok()?;
-    let mut payload = Buffer::zeroed(budget, ChargeKind::Io, bytes).ok()?;
-    store
-        .read(key, fingerprint, &mut payload)
-        .then_some((meta, payload))
+    let room = bytes.checked_add(store.slack_bytes())?;
+    let mut buffer = Buffer::zeroed(budget, ChargeKind::Io, room).ok()?;
+    let place = store.read_into(key, fingerprint, &mut buffer)?;
+    Some((meta, Payload { buffer, place }))
 }
 
 impl Iterator for Prefetch {

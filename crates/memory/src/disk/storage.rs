@@ -1,10 +1,9 @@
 //! What the disk level needs of a file system, so that tests may put a failing one in its place.
 
-use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+
+use crate::budget::Budget;
 
 /// A flat directory of files, addressed by name.
 pub trait Storage: Send + Sync {
@@ -38,6 +37,31 @@ pub trait Storage: Send + Sync {
     /// What the system says; [`io::ErrorKind::UnexpectedEof`] beyond the end.
     fn read_at(&self, name: &str, offset: u64, bytes: &mut [u8]) -> io::Result<()>;
 
+    /// Reads `len` bytes from `offset` on to where in `buffer` it is least work, and gives where. `buffer` begins at
+    /// a page and has [`slack_bytes`](Self::slack_bytes) more than `len`.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
+    fn read_into(
+        &self,
+        name: &str,
+        offset: u64,
+        len: usize,
+        buffer: &mut [u8],
+    ) -> io::Result<Range<usize>> {
+        let out = buffer.get_mut(..len).ok_or(io::ErrorKind::InvalidInput)?;
+        self.read_at(name, offset, out)?;
+        Ok(0..len)
+    }
+
+    /// Bytes that a buffer of [`read_into`](Self::read_into) needs beside those that are read.
+    fn slack_bytes(&self) -> usize {
+        0
+    }
+
+    /// Takes from `budget` what makes writing fast, where there is room for it. Called once.
+    fn reserve(&self, _budget: &Budget) {}
+
     /// Returns when the data of a file, and its being there, are on stable storage.
     ///
     /// # Errors
@@ -49,148 +73,4 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// What the system says.
     fn remove(&self, name: &str) -> io::Result<()>;
-}
-
-/// A directory of the real file system. Files are opened once and kept open.
-#[derive(Debug)]
-pub struct Directory {
-    path: PathBuf,
-    files: Mutex<HashMap<String, Arc<File>>>,
-}
-
-impl Directory {
-    /// Opens `path`, making it if it is not there.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        fs::create_dir_all(path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            files: Mutex::default(),
-        })
-    }
-
-    fn file(&self, name: &str) -> io::Result<Arc<File>> {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = files.get(name) {
-            return Ok(Arc::clone(file));
-        }
-        let file = Arc::new(
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(self.path.join(name))?,
-        );
-        files.insert(name.to_owned(), Arc::clone(&file));
-        Ok(file)
-    }
-}
-
-impl Storage for Directory {
-    fn list(&self) -> io::Result<Vec<String>> {
-        let names =
-            fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name().into_string().ok()));
-        names.filter_map(Result::transpose).collect()
-    }
-
-    fn len(&self, name: &str) -> io::Result<u64> {
-        Ok(self.file(name)?.metadata()?.len())
-    }
-
-    fn create(&self, name: &str) -> io::Result<()> {
-        let path = self.path.join(name);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)?;
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        files.insert(name.to_owned(), Arc::new(file));
-        Ok(())
-    }
-
-    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        imp::write_all_at(&*self.file(name)?, bytes, offset)
-    }
-
-    fn read_at(&self, name: &str, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        imp::read_exact_at(&*self.file(name)?, bytes, offset)
-    }
-
-    fn sync(&self, name: &str) -> io::Result<()> {
-        self.file(name)?.sync_data()?;
-        imp::sync_directory(&self.path)
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.files
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(name);
-        fs::remove_file(self.path.join(name))
-    }
-}
-
-#[cfg(unix)]
-mod imp {
-    use std::fs::File;
-    use std::io;
-    use std::os::unix::fs::FileExt;
-    use std::path::Path;
-
-    pub(super) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        file.write_all_at(bytes, offset)
-    }
-
-    pub(super) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        file.read_exact_at(bytes, offset)
-    }
-
-    pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
-    }
-}
-
-#[cfg(windows)]
-mod imp {
-    use std::fs::File;
-    use std::io;
-    use std::os::windows::fs::FileExt;
-    use std::path::Path;
-
-    pub(super) fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match file.seek_write(bytes, offset)? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                written => {
-                    bytes = &bytes[written..];
-                    offset += written as u64;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn read_exact_at(
-        file: &File,
-        mut bytes: &mut [u8],
-        mut offset: u64,
-    ) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match file.seek_read(bytes, offset)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                read => {
-                    bytes = &mut bytes[read..];
-                    offset += read as u64;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Windows has no handle for a directory to flush; NTFS journals the entry.
-    pub(super) fn sync_directory(_: &Path) -> io::Result<()> {
-        Ok(())
-    }
 }

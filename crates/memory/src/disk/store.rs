@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::DiskError;
 use super::format::{
@@ -12,10 +14,16 @@ use super::format::{
     is_segment_head, payload_checksum, record_bytes, segment_name, segment_number,
 };
 use super::storage::Storage;
+use crate::budget::{Budget, ChargeKind};
+use crate::buffer::Buffer;
 use crate::hash::{BlockHash, Fingerprint, HashMapByHash};
 
 /// Bytes read at once while looking for the next valid head.
 const SCAN_BYTES: usize = 64 * 1024;
+/// Bytes copied at once when a record is written anew; fewer where the budget has no room for them.
+const COPY_BYTES: usize = 256 * 1024;
+/// Bytes copied at once where the budget has no room at all.
+const LEAST_COPY_BYTES: usize = 4096;
 
 /// Sizes of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +113,7 @@ struct Inner {
 pub struct DiskStore {
     storage: Arc<dyn Storage>,
     options: DiskOptions,
+    budget: OnceLock<Budget>,
     inner: Mutex<Inner>,
 }
 
@@ -141,12 +150,33 @@ impl DiskStore {
         Ok(Self {
             storage,
             options,
+            budget: OnceLock::new(),
             inner: Mutex::new(inner),
         })
     }
 
+    /// From now on buffers for reading and writing are charged to `budget`; the first call counts.
+    pub fn charge_to(&self, budget: &Budget) {
+        if self.budget.set(budget.clone()).is_ok() {
+            self.storage.reserve(budget);
+        }
+    }
+
+    /// What buffers for this store's records are to be charged to: nobody's before [`charge_to`](Self::charge_to).
+    #[must_use]
+    pub fn budget(&self) -> Budget {
+        let budget = self.budget.get().cloned();
+        budget.unwrap_or_else(|| Budget::new(u64::MAX))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes that a buffer of [`read_into`](Self::read_into) needs beside the payload.
+    #[must_use]
+    pub fn slack_bytes(&self) -> usize {
+        self.storage.slack_bytes()
     }
 
     /// Appends a record. It is read back from now on, and acknowledged by the next [`sync`](Self::sync).
@@ -178,35 +208,44 @@ impl DiskStore {
 
     /// Appends a record without looking at the limit.
     fn append(&self, inner: &mut Inner, head: RecordHead, payload: &[u8]) -> Result<(), DiskError> {
+        self.append_from(inner, head, |write| write(payload))
+            .map(|_| ())
+    }
+
+    /// Appends a record whose payload `give` hands out in pieces, front to back.
+    fn append_from(
+        &self,
+        inner: &mut Inner,
+        head: RecordHead,
+        give: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()>,
+    ) -> Result<(), DiskError> {
         let needed = record_bytes(head.payload_bytes).ok_or(DiskError::TooLarge {
             needed: u64::MAX,
             limit: self.options.limit_bytes,
         })?;
         let (segment, offset) = self.place(inner, needed)?;
         let name = segment_name(segment);
-        let padding = needed - RECORD_HEAD_BYTES - head.payload_bytes;
-        let write = || {
-            // The head comes last: a record is there only when its payload is written.
-            let at = offset + RECORD_HEAD_BYTES;
-            self.storage.write_at(&name, at, payload)?;
-            self.storage.write_at(
-                &name,
-                at + head.payload_bytes,
-                &[0; ALIGN_BYTES as usize][..padding as usize],
-            )?;
-            self.storage
-                .write_at(&name, offset, &head.encode(segment, offset))
+        let mut at = offset;
+        // Front to back, as storage gathers it best. A record that is cut off reaches beyond the end of its file,
+        // or has not got the checksum of its payload.
+        let mut write = |bytes: &[u8]| {
+            self.storage.write_at(&name, at, bytes)?;
+            at += bytes.len() as u64;
+            Ok(())
         };
-        if let Err(source) = write() {
+        let padding = needed - RECORD_HEAD_BYTES - head.payload_bytes;
+        let written = write(&head.encode(segment, offset))
+            .and_then(|()| give(&mut write))
+            .and_then(|()| write(&[0; ALIGN_BYTES as usize][..padding as usize]));
+        inner.segments.insert(segment, offset + needed);
+        if let Err(source) = written {
             // What is behind is unknown: nothing more goes into this segment.
             inner.active = None;
-            inner.segments.insert(segment, offset + needed);
             return Err(DiskError::Io { file: name, source });
         }
         if let Some(active) = &mut inner.active {
             active.end = offset + needed;
         }
-        inner.segments.insert(segment, offset + needed);
         inner.unsynced.entry(segment).or_insert(offset);
         inner.stats.written_bytes += needed;
         let location = Location {
@@ -217,7 +256,7 @@ impl DiskStore {
         };
         match head.kind {
             Kind::Removal => inner.index.remove(&head.key),
-            Kind::Block | Kind::Session => inner.index.insert(head.key, location),
+            Kind::Block | Kind::Session | Kind::Words => inner.index.insert(head.key, location),
         };
         Ok(())
     }
@@ -310,16 +349,17 @@ impl DiskStore {
                 continue;
             }
             room = room.saturating_sub(bytes);
-            if let Some(payload) = self.read_payload(&location) {
-                let was = self.append(inner, location.head, &payload);
-                if was.is_err() {
+            match self.move_record(inner, &location) {
+                Ok(true) => inner.stats.kept_on += 1,
+                Ok(false) => {
+                    inner.index.remove(&location.head.key);
+                    inner.stats.damaged += 1;
+                }
+                Err(why) => {
                     // Not moved: it stays where it is, and so does its segment.
                     inner.index.insert(location.head.key, location);
+                    return Err(why);
                 }
-                was?;
-                inner.stats.kept_on += 1;
-            } else {
-                inner.stats.damaged += 1;
             }
         }
         // A crash in between must not lose what was acknowledged before it was moved.
@@ -332,10 +372,43 @@ impl DiskStore {
             .map_err(|source| DiskError::Io { file: name, source })
     }
 
-    fn read_payload(&self, location: &Location) -> Option<Vec<u8>> {
-        // Bounded by the segment's real length, which the scan or the write has seen.
-        let mut payload = vec![0; usize::try_from(location.head.payload_bytes).ok()?];
-        self.read_checked(location, &mut payload).then_some(payload)
+    /// Appends a record anew, a piece at a time; whether its payload was as it was written.
+    fn move_record(&self, inner: &mut Inner, from: &Location) -> Result<bool, DiskError> {
+        let mut bytes =
+            COPY_BYTES.min(usize::try_from(from.head.payload_bytes).unwrap_or(COPY_BYTES));
+        let mut buffer = loop {
+            match Buffer::<u8>::zeroed(&self.budget(), ChargeKind::Io, bytes) {
+                Ok(buffer) => break Some(buffer),
+                Err(_) if bytes > LEAST_COPY_BYTES => bytes /= 2,
+                Err(_) => break None,
+            }
+        };
+        // Segments must be removable when nothing more is granted.
+        let mut least = [0; LEAST_COPY_BYTES];
+        let piece: &mut [u8] = match &mut buffer {
+            Some(buffer) => buffer,
+            None => &mut least,
+        };
+        let mut hasher = blake3::Hasher::new();
+        let name = segment_name(from.segment);
+        self.append_from(inner, from.head, |write| {
+            let mut at = from.offset + RECORD_HEAD_BYTES;
+            let end = at + from.head.payload_bytes;
+            while at < end {
+                let len = piece
+                    .len()
+                    .min(usize::try_from(end - at).unwrap_or(usize::MAX));
+                // What can't be read fails the checksum.
+                if self.storage.read_at(&name, at, &mut piece[..len]).is_err() {
+                    piece[..len].fill(0);
+                }
+                hasher.update(&piece[..len]);
+                write(&piece[..len])?;
+                at += len as u64;
+            }
+            Ok(())
+        })?;
+        Ok(hasher.finalize().as_bytes()[..16] == from.head.checksum)
     }
 
     fn read_checked(&self, location: &Location, out: &mut [u8]) -> bool {
@@ -366,6 +439,28 @@ impl DiskStore {
         self.read_as(key, fingerprint, out, true)
     }
 
+    /// Like [`read`](Self::read), with as little work as storage can do: the payload comes to lie somewhere in `buffer`,
+    /// which begins at a page and has [`slack_bytes`](Self::slack_bytes) more than the payload. Gives where;
+    /// `None` is a miss.
+    #[must_use]
+    pub fn read_into(
+        &self,
+        key: &BlockHash,
+        fingerprint: &Fingerprint,
+        buffer: &mut [u8],
+    ) -> Option<Range<usize>> {
+        let location = self.find(key, fingerprint)?;
+        let len = usize::try_from(location.head.payload_bytes).ok()?;
+        let name = segment_name(location.segment);
+        let at = location.offset + RECORD_HEAD_BYTES;
+        let read = self.storage.read_into(&name, at, len, buffer);
+        let good = read
+            .ok()
+            .filter(|place| payload_checksum(&buffer[place.clone()]) == location.head.checksum);
+        self.note_read(&location, good.is_some(), true);
+        good
+    }
+
     /// Like [`read`](Self::read), but no use of the record: it does not keep it from being evicted.
     #[must_use]
     pub fn copy(&self, key: &BlockHash, fingerprint: &Fingerprint, out: &mut [u8]) -> bool {
@@ -379,22 +474,31 @@ impl DiskStore {
         out: &mut [u8],
         is_use: bool,
     ) -> bool {
-        let location = match self.lock().index.get(key) {
-            Some(location) => *location,
-            None => return false,
+        let Some(location) = self.find(key, fingerprint) else {
+            return false;
         };
-        let head = &location.head;
-        if head.fingerprint != *fingerprint || head.payload_bytes != out.len() as u64 {
+        if location.head.payload_bytes != out.len() as u64 {
             return false;
         }
         let good = self.read_checked(&location, out);
+        self.note_read(&location, good, is_use);
+        good
+    }
+
+    fn find(&self, key: &BlockHash, fingerprint: &Fingerprint) -> Option<Location> {
+        let found = self.lock().index.get(key).copied();
+        found.filter(|location| location.head.fingerprint == *fingerprint)
+    }
+
+    fn note_read(&self, location: &Location, is_good: bool, is_use: bool) {
         let mut inner = self.lock();
+        let key = &location.head.key;
         // The record may have been moved or replaced while it was read.
         let same = |held: &&mut Location| {
             (held.segment, held.offset) == (location.segment, location.offset)
         };
-        if good {
-            inner.stats.read_bytes += out.len() as u64;
+        if is_good {
+            inner.stats.read_bytes += location.head.payload_bytes;
             if let Some(held) = inner.index.get_mut(key).filter(same) {
                 held.was_read |= is_use;
             }
@@ -402,7 +506,6 @@ impl DiskStore {
             inner.stats.damaged += 1;
             inner.index.remove(key);
         }
-        good
     }
 
     /// Removes what is stored under this key, for good once [`sync`](Self::sync) returned.

@@ -67,12 +67,12 @@ pub struct RemoteStats {
 }
 
 /// A run of blocks to be read in order.
-#[derive(Clone, Copy, Debug)]
-pub struct Run<'a> {
+#[derive(Clone, Debug)]
+pub struct Run {
     /// What their bytes depend on.
-    pub fingerprint: &'a Fingerprint,
+    pub fingerprint: Fingerprint,
     /// Their names.
-    pub keys: &'a [BlockHash],
+    pub keys: Vec<BlockHash>,
     /// Largest payload of a block.
     pub max_payload_bytes: usize,
     /// Time for all of them; what has not come by then is a miss.
@@ -195,53 +195,52 @@ impl RemoteLevel {
         self.shared.breaker().allows(now_ms)
     }
 
-    /// Reads a run in order and gives each block to `take` (index, what is known of it, payload) until one is
+    /// Begins to read a run in order, behind the caller's back; `None` shortly after failures, or if there is nothing to
+    /// read.
+    pub fn begin(self: &Arc<Self>, run: Run, now_ms: u64) -> Option<Reading> {
+        self.shared.now_ms.store(now_ms, Ordering::Relaxed);
+        if run.keys.is_empty() {
+            return None;
+        }
+        if !self.is_available(now_ms) {
+            self.shared.stats().skipped += 1;
+            return None;
+        }
+        let mut reading = Reading {
+            level: Arc::clone(self),
+            end: Instant::now() + run.deadline,
+            run,
+            now_ms,
+            asked: 0,
+            waiting: VecDeque::new(),
+            taken: 0,
+            is_over: false,
+            is_cancelled: Arc::default(),
+        };
+        reading.ask();
+        Some(reading)
+    }
+
+    /// [Begins](Self::begin) a run and gives each block to `take` (index, what is known of it, payload) until one is
     /// missing, damaged or too late, or `take` wants no more. Returns by the deadline; reads that are stuck
     /// then go on behind the scenes, and what they bring is thrown away.
     pub fn fetch(
-        &self,
-        run: &Run<'_>,
+        self: &Arc<Self>,
+        run: Run,
         now_ms: u64,
         mut take: impl FnMut(usize, &Meta, &[u8]) -> bool,
     ) -> Got {
         let mut got = Got::default();
-        self.shared.now_ms.store(now_ms, Ordering::Relaxed);
-        if run.keys.is_empty() {
+        let Some(mut reading) = self.begin(run, now_ms) else {
             return got;
-        }
-        if !self.is_available(now_ms) {
-            self.shared.stats().skipped += 1;
-            return got;
-        }
+        };
         got.was_asked = true;
-        let mut reads = Reads::new(self, run);
-        for index in 0..run.keys.len() {
-            match reads.next(index) {
-                Answer::Found(meta, object) => {
-                    self.shared.breaker().succeeded();
-                    let payload = &object[HEAD_BYTES..][..meta.payload_bytes as usize];
-                    {
-                        let mut stats = self.shared.stats();
-                        stats.hits += 1;
-                        stats.read_bytes += meta.payload_bytes;
-                    }
-                    if !take(index, &meta, payload) {
-                        break;
-                    }
-                    got.blocks += 1;
-                    got.bytes += meta.payload_bytes;
-                }
-                Answer::Missing => {
-                    self.shared.breaker().succeeded();
-                    self.shared.stats().misses += 1;
-                    break;
-                }
-                Answer::NoRoom => break,
-                Answer::Failed => {
-                    self.shared.breaker().failed(now_ms);
-                    break;
-                }
+        while let Next::Block(object) = reading.next(Duration::MAX) {
+            if !take(got.blocks, object.meta(), object.payload()) {
+                break;
             }
+            got.blocks += 1;
+            got.bytes += object.meta().payload_bytes;
         }
         got
     }
@@ -301,40 +300,126 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()
         .map(drop)
 }
 
-/// The reads of one run in flight: as many as there are readers, so that what waits to be taken is bounded.
-struct Reads<'a> {
-    level: &'a RemoteLevel,
-    run: &'a Run<'a>,
+/// An object that came back whole.
+#[derive(Debug)]
+pub struct Object {
+    meta: Meta,
+    bytes: Buffer<u8>,
+}
+
+impl Object {
+    /// What is known of the block.
+    #[must_use]
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Its stored bytes.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.bytes[HEAD_BYTES..][..self.meta.payload_bytes as usize]
+    }
+}
+
+/// What comes next of a run.
+#[derive(Debug)]
+pub enum Next {
+    /// A block.
+    Block(Object),
+    /// Nothing yet.
+    Later,
+    /// Nothing any more: all were read, or one is missing, damaged or too late.
+    Over,
+}
+
+/// The reads of one run: as many in flight as there are readers, so that what waits to be taken is bounded. Dropping it
+/// ends them.
+pub struct Reading {
+    level: Arc<RemoteLevel>,
+    run: Run,
     end: Instant,
+    /// The caller's clock when it began.
+    now_ms: u64,
     asked: usize,
     waiting: VecDeque<Receiver<Answer>>,
+    taken: usize,
+    is_over: bool,
     is_cancelled: Arc<AtomicBool>,
 }
 
-impl<'a> Reads<'a> {
-    fn new(level: &'a RemoteLevel, run: &'a Run<'a>) -> Self {
-        Self {
-            level,
-            run,
-            end: Instant::now() + run.deadline,
-            asked: 0,
-            waiting: VecDeque::new(),
-            is_cancelled: Arc::default(),
+impl Reading {
+    /// The next block, for which it waits no longer than `patience`.
+    pub fn next(&mut self, patience: Duration) -> Next {
+        if self.is_over || self.taken == self.run.keys.len() {
+            return Next::Over;
+        }
+        let Some(answer) = self.answer(patience) else {
+            return Next::Later;
+        };
+        let shared = &self.level.shared;
+        match answer {
+            Answer::Found(meta, bytes) => {
+                shared.breaker().succeeded();
+                let mut stats = shared.stats();
+                stats.hits += 1;
+                stats.read_bytes += meta.payload_bytes;
+                drop(stats);
+                self.taken += 1;
+                return Next::Block(Object { meta, bytes });
+            }
+            Answer::Missing => {
+                shared.breaker().succeeded();
+                shared.stats().misses += 1;
+            }
+            Answer::NoRoom => {}
+            Answer::Failed => shared.breaker().failed(self.now_ms),
+        }
+        self.is_over = true;
+        Next::Over
+    }
+
+    fn answer(&mut self, patience: Duration) -> Option<Answer> {
+        let shared = &self.level.shared;
+        if self.level.jobs.is_none() {
+            let (key, run) = (&self.run.keys[self.taken], &self.run);
+            return Some(shared.read(key, &run.fingerprint, run.max_payload_bytes));
+        }
+        self.ask();
+        let left = self.end.saturating_duration_since(Instant::now());
+        let patience = patience.min(left);
+        let answer = match self.waiting.front() {
+            Some(receiver) => receiver.recv_timeout(patience),
+            // Readers are stuck in earlier runs.
+            None => {
+                std::thread::sleep(patience.min(Duration::from_millis(1)));
+                Err(RecvTimeoutError::Timeout)
+            }
+        };
+        match answer {
+            Ok(answer) => {
+                self.waiting.pop_front();
+                // The reader that is free now has the next at once.
+                self.ask();
+                Some(answer)
+            }
+            Err(RecvTimeoutError::Timeout) if Instant::now() < self.end => None,
+            Err(_) => {
+                self.level.shared.stats().timed_out += 1;
+                Some(Answer::Failed)
+            }
         }
     }
 
-    /// The answer for block `index`; they are asked for in order.
-    fn next(&mut self, index: usize) -> Answer {
-        let shared = &self.level.shared;
+    /// Keeps the readers busy.
+    fn ask(&mut self) {
         let Some(jobs) = &self.level.jobs else {
-            let run = self.run;
-            return shared.read(&run.keys[index], run.fingerprint, run.max_payload_bytes);
+            return;
         };
         while self.waiting.len() < self.level.readers && self.asked < self.run.keys.len() {
             let (answer, receiver) = sync_channel(1);
             let job = Job {
                 key: self.run.keys[self.asked],
-                fingerprint: *self.run.fingerprint,
+                fingerprint: self.run.fingerprint,
                 max_payload_bytes: self.run.max_payload_bytes,
                 answer,
                 is_cancelled: Arc::clone(&self.is_cancelled),
@@ -346,21 +431,21 @@ impl<'a> Reads<'a> {
             self.asked += 1;
             self.waiting.push_back(receiver);
         }
-        let left = self.end.saturating_duration_since(Instant::now());
-        let answer = match self.waiting.pop_front() {
-            Some(receiver) => receiver.recv_timeout(left),
-            None => Err(RecvTimeoutError::Timeout),
-        };
-        answer.unwrap_or_else(|_| {
-            shared.stats().timed_out += 1;
-            Answer::Failed
-        })
     }
 }
 
-impl Drop for Reads<'_> {
+impl Drop for Reading {
     fn drop(&mut self) {
         self.is_cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reading")
+            .field("taken", &self.taken)
+            .field("of", &self.run.keys.len())
+            .finish_non_exhaustive()
     }
 }
 

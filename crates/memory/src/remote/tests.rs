@@ -36,7 +36,7 @@ fn meta(payload: &[u8]) -> Meta {
 struct Process {
     disk: Arc<DiskStore>,
     budget: Budget,
-    level: RemoteLevel,
+    level: Arc<RemoteLevel>,
 }
 
 impl Process {
@@ -48,7 +48,7 @@ impl Process {
         .unwrap();
         let budget = Budget::new(1 << 20);
         Self {
-            level: RemoteLevel::start(store, &budget, options).unwrap(),
+            level: Arc::new(RemoteLevel::start(store, &budget, options).unwrap()),
             disk: Arc::new(disk),
             budget,
         }
@@ -65,14 +65,13 @@ impl Process {
 
     /// How many of the first `count` blocks come back, each with its own bytes.
     fn fetch(&self, count: u32, now_ms: u64, deadline: Duration) -> usize {
-        let (keys, fingerprint) = (keys(count), fingerprint());
         let run = Run {
-            fingerprint: &fingerprint,
-            keys: &keys,
+            fingerprint: fingerprint(),
+            keys: keys(count),
             max_payload_bytes: PAYLOAD_BYTES,
             deadline,
         };
-        let got = self.level.fetch(&run, now_ms, |index, found, payload| {
+        let got = self.level.fetch(run, now_ms, |index, found, payload| {
             assert_eq!(payload, vec![index as u8; PAYLOAD_BYTES]);
             assert_eq!(*found, meta(payload));
             true
@@ -237,6 +236,44 @@ fn a_stuck_store_is_waited_for_until_the_deadline_and_not_longer() {
         process.fetch(3, 100_000 * n, PATIENCE) == 3
     });
     assert!(found, "{:?}", process.level.stats());
+}
+
+#[test]
+fn a_caller_with_other_work_only_looks_at_what_has_come() {
+    let store = Arc::new(FakeRemote::default());
+    let process = Process::start(store.clone(), RemoteOptions::new([1; 32]));
+    (0..20).for_each(|n| process.offer(n));
+    assert!(process.level.flush(PATIENCE));
+    store.set_stuck(true);
+    let run = Run {
+        fingerprint: fingerprint(),
+        keys: keys(30),
+        max_payload_bytes: PAYLOAD_BYTES,
+        deadline: PATIENCE,
+    };
+    let mut reading = process.level.begin(run, 0).unwrap();
+    let start = Instant::now();
+    for _ in 0..1000 {
+        assert!(matches!(reading.next(Duration::ZERO), Next::Later));
+    }
+    assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+    store.set_stuck(false);
+    let mut found = 0;
+    loop {
+        match reading.next(Duration::from_millis(5)) {
+            Next::Block(object) => {
+                assert_eq!(object.payload(), vec![found; PAYLOAD_BYTES]);
+                found += 1;
+            }
+            Next::Later => assert!(start.elapsed() < PATIENCE),
+            Next::Over => break,
+        }
+    }
+    assert_eq!(found, 20);
+    assert!(
+        matches!(reading.next(Duration::ZERO), Next::Over),
+        "and stays over"
+    );
 }
 
 #[test]

@@ -22,6 +22,14 @@ impl World {
         let (disk_read, remote_read) = (cost(self), cost(self));
         let costs = self.cache.costs_mut();
         (costs.disk_read, costs.remote_read) = (disk_read, remote_read);
+        // As the engine does: what is not slow is read before.
+        if !self
+            .cache
+            .would_meet(&namespace, &tokens[..known], self.now_ms)
+        {
+            self.cache
+                .adopt_remote(&namespace, &tokens[..known], self.now_ms);
+        }
         let begun = self
             .cache
             .attach_or_load(&namespace, &tokens[..known], table, self.now_ms);

@@ -8,7 +8,7 @@ use crate::disk::{DiskOptions, DiskStore};
 use crate::hash::Fingerprint;
 use crate::pool::KvPool;
 use crate::remote::fake::{FakeRemote, Lie};
-use crate::remote::{RemoteOptions, RemoteStore};
+use crate::remote::{RemoteLevel, RemoteOptions, RemoteStore};
 use crate::table::BlockTable;
 
 const BLOCK_TOKENS: usize = 4;
@@ -51,6 +51,7 @@ impl Process {
     /// Attaches what is known of `tokens`, checks it, computes the rest; how many were known.
     fn run(&mut self, tokens: &[u32], now_ms: u64) -> usize {
         let mut table = BlockTable::new(&self.pool);
+        self.cache.adopt_remote(&self.tenant, tokens, now_ms);
         let cached = self.cache.attach(&self.tenant, tokens, &mut table, now_ms);
         table.reserve(tokens.len() - cached).unwrap();
         for (t, &token) in tokens.iter().enumerate() {

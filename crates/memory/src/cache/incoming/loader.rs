@@ -221,13 +221,13 @@ impl Reader {
         while !run.is_empty() {
             let keys: Vec<BlockHash> = run.iter().map(|job| job.key).collect();
             let asked = Run {
-                fingerprint: &self.fingerprint,
-                keys: &keys,
+                fingerprint: self.fingerprint,
+                keys,
                 max_payload_bytes: Packed.max_encoded_bytes(self.pool.block_bytes()),
                 deadline: LONGEST_READ,
             };
             let mut start = Instant::now();
-            let got = remote.fetch(&asked, self.now_ms, |index, meta, payload| {
+            let got = remote.fetch(asked, self.now_ms, |index, meta, payload| {
                 let block = self.decode(meta, payload);
                 let is_taken = block.is_some();
                 let us = start.elapsed().as_secs_f64() * 1e6;
