@@ -30,13 +30,13 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--neap", default=ROOT / "target" / "release" / "neap")
     parser.add_argument("--model", help="the model inside, if left out")
-    parser.add_argument("--memory", default="192MiB")
+    parser.add_argument("--memory", default="24MiB")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--disk", help="a folder for the disk level")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--words", type=int, default=300, help="of each prompt")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
-    parser.add_argument("--fill", type=float, default=20, help="seconds in which the cache fills, before each shrink")
+    parser.add_argument("--fill", type=float, default=60, help="seconds that the cache has to fill at most, before each shrink")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--port", type=int, default=8096)
     return parser.parse_args()
@@ -52,7 +52,7 @@ def main():
     memory = lambda: json.load(urllib.request.urlopen(f"{base}/memory", timeout=60))
 
     def set_budget(limit):
-        said = subprocess.run([str(args.neap), "memory", "set", f"{limit // MIB}MiB", "--url", base],
+        said = subprocess.run([str(args.neap), "memory", "set", f"{limit // 1024}KiB", "--url", base],
                               capture_output=True, text=True)
         if said.returncode != 0:
             raise RuntimeError(said.stderr)
@@ -63,12 +63,15 @@ def main():
         full = memory()["budget"]["limit_bytes"]
         clients = Clients(base, args.clients, args.words, args.tokens)
         for _ in range(args.rounds):
-            time.sleep(args.fill)
+            begin = time.time()
             before = memory()
+            while before["budget"]["charged_bytes"] < full * 0.9 and time.time() - begin < args.fill:
+                time.sleep(0.2)
+                before = memory()
             half = before["budget"]["charged_bytes"] // 2
             start = time.time()
             set_budget(half)
-            while (now := memory())["budget"]["charged_bytes"] > half // MIB * MIB:
+            while (now := memory())["budget"]["charged_bytes"] > half:
                 if time.time() - start > 60:
                     raise TimeoutError(f"{now['budget']} a minute after the shrink")
                 time.sleep(0.01)

@@ -122,7 +122,7 @@ impl KvCache {
                 }
                 let plan = self.log.plan(now_ms, occasion, &situation);
                 for step in &plan.steps {
-                    self.carry_out(step, (scope, now_ms), &mut running);
+                    self.carry_out(step, (scope, may), now_ms, &mut running);
                 }
             }
         }
@@ -192,12 +192,17 @@ impl KvCache {
         let worth = self.worth(nodes, now_ms);
         let candidates = nodes
             .iter()
-            .filter_map(|&node| self.candidate(node, worth.get(&node)?, now_ms, running))
-            .filter(|candidate| scope != Scope::Running || candidate.is_in_use)
-            .map(|candidate| Candidate {
-                may_drop: candidate.may_drop && scope != Scope::Lossless,
-                ..candidate
-            });
+            .filter_map(|&node| {
+                let worth = worth.get(&node)?;
+                let candidate = self.candidate(node, worth, now_ms, running)?;
+                // At the last, pins do not keep what lost its record on disk: the budget holds first.
+                let may_drop = candidate.may_drop || (may == May::Drop && worth.is_whole);
+                Some(Candidate {
+                    may_drop: may_drop && scope != Scope::Lossless,
+                    ..candidate
+                })
+            })
+            .filter(|candidate| scope != Scope::Running || candidate.is_in_use);
         Situation {
             bytes_to_free,
             candidates: candidates.collect(),
@@ -333,7 +338,8 @@ impl KvCache {
     fn carry_out(
         &mut self,
         step: &Step,
-        (scope, now_ms): (Scope, u64),
+        (scope, may): (Scope, May),
+        now_ms: u64,
         running: &mut Running<'_, '_>,
     ) {
         let Some(&node) = self.nodes.get(&step.id) else {
@@ -357,8 +363,13 @@ impl KvCache {
                 }
             }
             Action::DropCopied if self.is_stored(node) => self.let_go(node, Held::Disk),
-            // Its record went with its segment: it is weighed again, as one that is on no disk.
-            Action::DropCopied => self.forget_copy(node),
+            // Its record went with its segment: it is weighed again, as one that is on no disk. At the last it goes.
+            Action::DropCopied if may != May::Drop => self.forget_copy(node),
+            Action::DropCopied => {
+                self.stats.dropped_blocks += 1;
+                self.forget_copy(node);
+                self.let_go(node, Held::Gone);
+            }
             Action::Drop => {
                 self.stats.dropped_blocks += 1;
                 if self.tree.evict(node).is_some() {

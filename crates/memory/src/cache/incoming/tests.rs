@@ -266,13 +266,13 @@ fn a_thread_loads_while_the_caller_computes() {
         }
         check(&table, &tokens);
         assert_eq!(table.len_tokens(), stored.len(), "{readers}");
-        assert_eq!(computed, 1);
+        assert!(computed <= 1, "all may have come before the first turn");
         // Its 30 blocks, and a search for the last of them.
         let calls = store.calls() - calls;
         assert!((30..=37).contains(&calls), "{calls}");
         assert_eq!(
             other.cache.stats().remote_tokens as usize,
-            stored.len() - BLOCK_TOKENS
+            stored.len() - computed * BLOCK_TOKENS
         );
         assert!(other.cache.costs().remote_read.observations > 0);
     }
