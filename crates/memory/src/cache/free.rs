@@ -381,7 +381,7 @@ impl KvCache {
         }
     }
 
-    fn forget_copy(&mut self, node: NodeId) {
+    pub(super) fn forget_copy(&mut self, node: NodeId) {
         if let Some(entry) = self.tree.get_mut(node) {
             entry.is_on_disk = false;
         }

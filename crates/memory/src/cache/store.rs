@@ -27,12 +27,28 @@ impl KvCache {
                 break;
             };
             let fits = tokens.get(stored..stored + len) == self.tree.tokens(node);
-            if !fits || !self.spill(node) || !self.is_stored(node) {
+            if !fits || !self.is_kept(node) {
                 break;
             }
             stored += len;
         }
         stored
+    }
+
+    /// Writes the block of `node` to disk if it is not there, and whether what is there can be relied on. A record of an
+    /// earlier process that a power cut tore is written anew, where the block is in RAM.
+    fn is_kept(&mut self, node: NodeId) -> bool {
+        if self.spill(node) && self.is_sound(node) {
+            return true;
+        }
+        self.forget_copy(node);
+        self.spill(node) && self.is_sound(node)
+    }
+
+    fn is_sound(&self, node: NodeId) -> bool {
+        let (disk, info) = (self.options.disk.as_ref(), self.tree.info(node));
+        disk.zip(info)
+            .is_some_and(|(disk, info)| disk.is_sound(&info.hash, &self.options.fingerprint))
     }
 
     /// Writes the block of `node` to disk, packed if that is smaller. Whether a record is there now.

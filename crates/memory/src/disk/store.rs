@@ -90,6 +90,9 @@ struct Location {
     offset: u64,
     head: RecordHead,
     was_read: bool,
+    /// The payload was written by this process, or found to be as it was written. Until then a power cut may have torn
+    /// what an earlier process wrote.
+    is_sound: bool,
 }
 
 struct Active {
@@ -253,6 +256,7 @@ impl DiskStore {
             offset,
             head,
             was_read: false,
+            is_sound: true,
         };
         match head.kind {
             Kind::Removal => inner.index.remove(&head.key),
@@ -432,6 +436,21 @@ impl DiskStore {
         })
     }
 
+    /// Whether what is stored under this key for this fingerprint can be relied on: for records of an earlier process the
+    /// payload is read once. One that is not as it was written is forgotten.
+    #[must_use]
+    pub fn is_sound(&self, key: &BlockHash, fingerprint: &Fingerprint) -> bool {
+        let Some(location) = self.find(key, fingerprint) else {
+            return false;
+        };
+        if !location.is_sound {
+            let is_good = is_whole(&*self.storage, &location);
+            self.note_read(&location, is_good, false);
+            return is_good;
+        }
+        true
+    }
+
     /// Reads the payload stored under this key into all of `out`. `false` is a miss: nothing is there, it
     /// is of another fingerprint or length, or it was damaged (and is forgotten).
     #[must_use]
@@ -501,6 +520,7 @@ impl DiskStore {
             inner.stats.read_bytes += location.head.payload_bytes;
             if let Some(held) = inner.index.get_mut(key).filter(same) {
                 held.was_read |= is_use;
+                held.is_sound = true;
             }
         } else if inner.index.get_mut(key).filter(same).is_some() {
             inner.stats.damaged += 1;
@@ -681,6 +701,7 @@ fn scan_segment(
             offset: at,
             head,
             was_read: false,
+            is_sound: false,
         };
         if head.kind == Kind::Removal {
             index.remove(&head.key);
@@ -694,15 +715,21 @@ fn scan_segment(
 /// Whether the payload is as it was written. Asked when opening for records that supersede another: one
 /// that a power cut tore must not hide the good one that was acknowledged before it.
 fn is_whole(storage: &dyn Storage, location: &Location) -> bool {
-    let Ok(bytes) = usize::try_from(location.head.payload_bytes) else {
-        return false;
-    };
-    // The record lies within the file, so the file has earned the allocation.
-    let mut payload = vec![0; bytes];
-    let at = location.offset + RECORD_HEAD_BYTES;
+    let mut piece = [0; LEAST_COPY_BYTES];
+    let mut hasher = blake3::Hasher::new();
     let name = segment_name(location.segment);
-    storage.read_at(&name, at, &mut payload).is_ok()
-        && payload_checksum(&payload) == location.head.checksum
+    let mut at = location.offset + RECORD_HEAD_BYTES;
+    let end = at + location.head.payload_bytes;
+    while at < end {
+        let left = usize::try_from(end - at).unwrap_or(usize::MAX);
+        let piece = &mut piece[..left.min(LEAST_COPY_BYTES)];
+        if storage.read_at(&name, at, piece).is_err() {
+            return false;
+        }
+        hasher.update(piece);
+        at += piece.len() as u64;
+    }
+    hasher.finalize().as_bytes()[..16] == location.head.checksum
 }
 
 /// The first valid head at or behind `offset` whose record lies within the file.

@@ -116,6 +116,30 @@ fn no_flipped_bit_is_served_and_one_costs_one_record() {
 }
 
 #[test]
+fn a_torn_record_is_not_relied_on() {
+    let storage = Arc::new(FakeStorage::default());
+    let store = open(&storage, options());
+    put(&store, 1, &[1; 9000]).unwrap();
+    put(&store, 2, &[2; 9000]).unwrap();
+    assert!(store.is_sound(&key(1), &fingerprint()), "written here");
+    drop(store);
+    // A power cut left the head and the length, not all of the payload.
+    let (name, _) = storage.files().remove(0);
+    storage.write_at(&name, 8000, &[0; 64]).unwrap();
+    let store = open(&storage, options());
+    assert!(
+        store.meta(&key(1), &fingerprint()).is_some(),
+        "not read yet"
+    );
+    assert!(!store.is_sound(&key(1), &fingerprint()));
+    assert!(store.meta(&key(1), &fingerprint()).is_none(), "forgotten");
+    assert!(store.is_sound(&key(2), &fingerprint()));
+    assert!(!store.is_sound(&key(3), &fingerprint()), "never there");
+    put(&store, 1, &[1; 9000]).unwrap();
+    assert!(store.is_sound(&key(1), &fingerprint()));
+}
+
+#[test]
 fn a_torn_tail_costs_only_itself() {
     let (name, bytes, payloads) = small_file();
     for cut in 0..bytes.len() {

@@ -237,7 +237,7 @@ impl<R: Read> SessionFile<R> {
         let words = self.blocks(&budget, &session, |index, meta, payload| {
             let key = &blocks.keys[index];
             // One that was computed here is believed rather than the file's.
-            if disk.meta(key, &meta.fingerprint).is_none() {
+            if !disk.is_sound(key, &meta.fingerprint) {
                 disk.put(Kind::Block, *key, meta, payload)?;
             }
             Ok(())
