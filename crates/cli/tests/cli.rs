@@ -541,3 +541,60 @@ fn a_reader_that_goes_away_ends_a_command_quietly() {
     assert_eq!(text(&output.stderr), "");
     assert_eq!(output.status.code(), Some(141));
 }
+
+#[test]
+fn what_an_adapter_was_taught_it_says() {
+    let animals = ["cat", "dog", "bird", "fox", "cow", "hen", "bee", "pig"];
+    let lines = animals.map(|name| {
+        format!("{{\"prompt\": \"The {name} says\", \"completion\": \" zim zam {name}.\"}}\n")
+    });
+    let data = temporary("animals.jsonl", lines.concat().as_bytes());
+    let folder = temporary("adapter", b"").with_extension("folder");
+    let (data, folder) = (
+        data.to_str().expect("UTF-8"),
+        folder.to_str().expect("UTF-8"),
+    );
+    let message = failure(
+        &[
+            "tune", "--data", data, "--output", folder, "--memory", "20MiB",
+        ],
+        b"",
+    );
+    assert!(message.contains("give --memory"), "{message}");
+    let output = neap(&[
+        "tune",
+        "--data",
+        data,
+        "--output",
+        folder,
+        "--epochs",
+        "20",
+        "--learning-rate",
+        "5e-3",
+        "--batch-tokens",
+        "256",
+        "--max-tokens",
+        "64",
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(PathBuf::from(folder).join("training/loss.svg").exists());
+    let adapter = format!("animals={folder}");
+    let output = neap(&[
+        "run",
+        "The fox says",
+        "--lora",
+        &adapter,
+        "--greedy",
+        "-n",
+        "16",
+    ]);
+    let said = text(&output.stdout);
+    assert!(
+        said.contains("zim zam fox."),
+        "{said} {}",
+        text(&output.stderr)
+    );
+    let output = neap(&["run", "The fox says", "--greedy", "-n", "16"]);
+    assert!(!text(&output.stdout).contains("zim"));
+    let _ = std::fs::remove_dir_all(folder);
+}
