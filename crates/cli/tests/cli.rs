@@ -437,7 +437,7 @@ fn evaluates_the_levels_of_keys_and_values() {
     let names: Vec<_> = levels.iter().map(|row| row["level"].as_str()).collect();
     assert_eq!(
         names,
-        [Some("hot"), Some("packed"), Some("int8"), Some("int4")]
+        ["hot", "packed", "int8", "int4", "packed int4"].map(Some)
     );
     let figure = |row: usize, name: &str| levels[row][name].as_f64().expect("a number");
     assert_eq!(
@@ -448,6 +448,7 @@ fn evaluates_the_levels_of_keys_and_values() {
     assert!(0.0 < figure(2, "kl_mean") && figure(2, "kl_mean") < figure(3, "kl_mean"));
     assert!(figure(3, "kl_mean") < 0.01 && figure(3, "bits_per_value") < 4.5);
     assert!((figure(3, "perplexity_ratio") - 1.0).abs() < 0.01);
+    assert!(figure(4, "kl_mean") < 0.01 && figure(4, "bits_per_value") < 3.3);
     let _ = std::fs::remove_file(file);
 }
 

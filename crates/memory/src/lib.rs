@@ -48,7 +48,7 @@
 //! assert_eq!(cache.attach(&tenant, &prompt[..99], &mut next, 1000), 99);
 //! drop(next);
 //!
-//! budget.set_limit(128 << 10);
+//! budget.set_limit(256 << 10);          // half of it holds what packs blocks
 //! assert_eq!(cache.shrink(2000), 0);      // nothing is left above the limit
 //! # Ok::<(), neap_memory::OverBudget>(())
 //! ```
