@@ -102,7 +102,7 @@ pub struct ManArgs {
 /// The model and what it may use.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct ModelArgs {
-    /// A GGUF file, a Hugging Face folder, or OWNER/NAME[:FILE] of a model that `neap pull` got; the small model inside
+    /// A GGUF file, a Hugging Face folder, or OWNER/NAME:FILE of a model that `neap pull` got; the small model inside
     /// neap if left out.
     #[arg(short, long, value_name = "PATH")]
     pub model: Option<PathBuf>,

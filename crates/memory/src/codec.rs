@@ -58,7 +58,7 @@ pub trait BlockCodec: Send + Sync {
     /// Number in stored records; never reused for another form.
     fn id(&self) -> u16;
 
-    /// Version of its form: what another one wrote is a miss, since it is part of the [`Fingerprint`](crate::Fingerprint).
+    /// Version of its form: what another one wrote is a miss, since it is part of the [`Fingerprint`].
     fn version(&self) -> u16 {
         1
     }

@@ -43,7 +43,7 @@ enum Slot {
     Missing,
 }
 
-/// Blocks of a prefix that are being loaded from its end; see the [module's description](self). Dropping it lets
+/// Blocks of a prefix that are being loaded from its end; see the module's description. Dropping it lets
 /// go of them.
 #[derive(Debug)]
 pub struct Incoming {

@@ -114,7 +114,7 @@ impl Opened {
     }
 }
 
-/// See the [module's description](self). Files are opened once and kept open.
+/// See the module's description. Files are opened once and kept open.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
