@@ -1,5 +1,6 @@
-//! A client for the paths of a running server that speak JSON.
+//! A client for the paths of a running server that speak JSON, or take and give files.
 
+use std::fs::File;
 use std::io;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use crate::http::Target;
 
 /// Time for each step of a question: connecting, sending, and each piece of the answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// The same where a file goes or comes: as good as none.
+const FILE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A server by its address, and the key to say with every question.
 pub struct Client {
@@ -50,6 +53,48 @@ impl Client {
 
     pub fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         self.answer(self.target.whole("PUT", path, Some(&body.to_string())))
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        self.answer(self.target.whole("POST", path, Some(&body.to_string())))
+    }
+
+    pub fn delete(&self, path: &str) -> Result<Value, Failure> {
+        self.answer(self.target.whole("DELETE", path, None))
+    }
+
+    /// Writes what is answered to `out`, however long that takes.
+    pub fn download(&self, path: &str, out: &mut File) -> Result<(), Failure> {
+        let target = self.target.with_timeout(FILE_TIMEOUT);
+        let sent = target.send("GET", path, None);
+        let mut answer = sent.map_err(|why| self.unreachable(&why))?;
+        if answer.status != 200 {
+            let whole = answer.rest().map(|text| (answer.status, text));
+            return self.answer(whole).map(|_| ());
+        }
+        let cut_off =
+            |why: String| Failure::new(format!("{}: the answer was cut off: {why}", self.url));
+        io::copy(&mut answer, out).map_err(|why| cut_off(why.to_string()))?;
+        match answer.is_whole() {
+            true => Ok(()),
+            false => Err(cut_off("it ended early".to_owned())),
+        }
+    }
+
+    /// Sends a file, however long that takes.
+    pub fn upload(
+        &self,
+        path: &str,
+        header: Option<(&str, &str)>,
+        file: File,
+    ) -> Result<Value, Failure> {
+        let bytes = file.metadata()?.len();
+        let mut headers = vec![("Content-Type", "application/octet-stream")];
+        headers.extend(header);
+        let target = self.target.with_timeout(FILE_TIMEOUT);
+        let sent = target.send_from("POST", path, &headers, (file, bytes));
+        let whole = sent.and_then(|mut answer| Ok((answer.status, answer.rest()?)));
+        self.answer(whole)
     }
 
     fn answer(&self, got: io::Result<(u16, String)>) -> Result<Value, Failure> {

@@ -71,8 +71,34 @@ impl Target {
         Ok(stream)
     }
 
+    /// The same server, which may take so long for each step.
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self {
+            timeout,
+            ..self.clone()
+        }
+    }
+
     /// Sends a request; the answer's head has come when this returns.
     pub fn send(&self, method: &str, path: &str, body: Option<&str>) -> io::Result<Answer> {
+        let body = body.unwrap_or_default();
+        let header = ("Content-Type", "application/json");
+        self.send_from(
+            method,
+            path,
+            &[header],
+            (body.as_bytes(), body.len() as u64),
+        )
+    }
+
+    /// Sends a request whose body is read from somewhere and has so many bytes.
+    pub fn send_from(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        (body, body_bytes): (impl Read, u64),
+    ) -> io::Result<Answer> {
         let mut stream = self.connect()?;
         let mut head = format!(
             "{method} {}{path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nAccept: */*\r\n",
@@ -81,13 +107,17 @@ impl Target {
         if let Some(key) = &self.key {
             head.push_str(&format!("Authorization: Bearer {key}\r\n"));
         }
-        let body = body.unwrap_or_default();
-        head.push_str(&format!(
-            "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        ));
+        for (name, value) in headers {
+            if value.chars().any(char::is_control) {
+                return Err(io::Error::other(format!(
+                    "{name} must not hold control characters"
+                )));
+            }
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        head.push_str(&format!("Content-Length: {body_bytes}\r\n\r\n"));
         stream.write_all(head.as_bytes())?;
-        stream.write_all(body.as_bytes())?;
+        io::copy(&mut body.take(body_bytes), &mut stream)?;
         Answer::begin(BufReader::new(Box::new(stream)))
     }
 
@@ -166,6 +196,11 @@ impl Answer {
             }
         }
         Ok((!text.is_empty()).then(|| utf8(text)))
+    }
+
+    /// Whether all of the body was read that the head promised.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.body, Body::Sized(0) | Body::ToEnd)
     }
 
     /// Everything that is left.

@@ -18,7 +18,6 @@ use crate::generate::clock_ms;
 use folder::Kept;
 use running::Running;
 
-mod client;
 mod folder;
 mod running;
 

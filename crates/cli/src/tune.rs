@@ -111,7 +111,7 @@ fn progress_bar(done: u64) -> ProgressBar {
 fn options(args: &TuneArgs, source: &ModelSource) -> Options {
     let rank = usize::from(args.rank);
     Options {
-        targets: args.targets.iter().map(|matrix| matrix.target()).collect(),
+        targets: args.targets.clone(),
         rank,
         alpha: args.alpha.unwrap_or(2.0 * rank as f64),
         learning_rate: args.learning_rate,

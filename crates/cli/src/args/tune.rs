@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use neap_tune::Target;
 
 use crate::bytes;
@@ -27,8 +28,8 @@ pub struct TuneArgs {
     #[arg(long, value_name = "SIZE", value_parser = bytes::parse)]
     pub memory: Option<u64>,
     /// Matrices that are adapted.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Matrix::ALL)]
-    pub targets: Vec<Matrix>,
+    #[arg(long, value_parser = targets(), value_delimiter = ',', default_value = "q,k,v,o,gate,up,down")]
+    pub targets: Vec<Target>,
     /// Rank of the adapter.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=512))]
     pub rank: u16,
@@ -67,37 +68,9 @@ pub struct TuneArgs {
     pub restart: bool,
 }
 
-/// A matrix of each layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Matrix {
-    /// Queries.
-    Q,
-    /// Keys.
-    K,
-    /// Values.
-    V,
-    /// Output of attention.
-    O,
-    /// Gate of the feed-forward network.
-    Gate,
-    /// Its up projection.
-    Up,
-    /// Its down projection.
-    Down,
-}
-
-impl Matrix {
-    const ALL: [Self; 7] = [
-        Self::Q,
-        Self::K,
-        Self::V,
-        Self::O,
-        Self::Gate,
-        Self::Up,
-        Self::Down,
-    ];
-
-    pub fn target(self) -> Target {
-        Target::ALL[self as usize]
-    }
+/// Names of [`Target`]s.
+fn targets() -> impl TypedValueParser<Value = Target> {
+    let named = |name: String| Target::ALL.into_iter().find(|target| target.name() == name);
+    PossibleValuesParser::new(Target::ALL.map(Target::name))
+        .map(move |name| named(name).expect("one of the possible values"))
 }

@@ -4,9 +4,9 @@ use std::fs::File;
 
 use serde_json::json;
 
-use super::client::Client;
 use super::{Pin, Place, Told};
 use crate::args::{ServerArgs, SessionImportArgs};
+use crate::client::Client;
 use crate::failure::Failure;
 
 pub struct Running {

@@ -164,14 +164,21 @@ impl<D: Decoder> Engine<D> {
                 ("adapter", &adapter.file.hash()),
             ]),
         };
-        let quality = self.quality_of(request.quality);
-        let namespace = Namespace::new(&self.config.secret, &request.tenant, &fingerprint);
-        Ok(namespace.with_quality(quality))
+        Ok(self.namespace_under(&fingerprint, &request.tenant, request.quality))
     }
 
     /// Under which names the cache holds what requests of a tenant computed that asked for this quality and no adapter.
     pub fn namespace(&self, tenant: &str, quality: Option<KvQuality>) -> Namespace {
-        let namespace = Namespace::new(&self.config.secret, tenant, &self.config.fingerprint);
+        self.namespace_under(&self.config.fingerprint, tenant, quality)
+    }
+
+    fn namespace_under(
+        &self,
+        fingerprint: &Fingerprint,
+        tenant: &str,
+        quality: Option<KvQuality>,
+    ) -> Namespace {
+        let namespace = Namespace::new(&self.config.secret, tenant, fingerprint);
         namespace.with_quality(self.quality_of(quality))
     }
 

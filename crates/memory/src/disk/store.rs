@@ -444,6 +444,9 @@ impl DiskStore {
             return false;
         };
         if !location.is_sound {
+            // One is read at a time, also where the budget is exceeded: nothing is acknowledged unread.
+            let budget = self.budget();
+            let _charge = budget.try_charge(ChargeKind::Io, location.head.payload_bytes);
             let is_good = is_whole(&*self.storage, &location);
             self.note_read(&location, is_good, false);
             return is_good;
@@ -715,21 +718,15 @@ fn scan_segment(
 /// Whether the payload is as it was written. Asked when opening for records that supersede another: one
 /// that a power cut tore must not hide the good one that was acknowledged before it.
 fn is_whole(storage: &dyn Storage, location: &Location) -> bool {
-    let mut piece = [0; LEAST_COPY_BYTES];
-    let mut hasher = blake3::Hasher::new();
+    let Ok(bytes) = usize::try_from(location.head.payload_bytes) else {
+        return false;
+    };
+    // The record lies within the file, so the file has earned the allocation.
+    let mut payload = vec![0; bytes];
+    let at = location.offset + RECORD_HEAD_BYTES;
     let name = segment_name(location.segment);
-    let mut at = location.offset + RECORD_HEAD_BYTES;
-    let end = at + location.head.payload_bytes;
-    while at < end {
-        let left = usize::try_from(end - at).unwrap_or(usize::MAX);
-        let piece = &mut piece[..left.min(LEAST_COPY_BYTES)];
-        if storage.read_at(&name, at, piece).is_err() {
-            return false;
-        }
-        hasher.update(piece);
-        at += piece.len() as u64;
-    }
-    hasher.finalize().as_bytes()[..16] == location.head.checksum
+    storage.read_at(&name, at, &mut payload).is_ok()
+        && payload_checksum(&payload) == location.head.checksum
 }
 
 /// The first valid head at or behind `offset` whose record lies within the file.
