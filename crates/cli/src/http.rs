@@ -1,7 +1,7 @@
 //! As much of HTTP/1.1 as this program's clients need: one request on a connection, the answer line by line.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 /// Bytes of a line, or of a head, at most.
@@ -116,9 +116,19 @@ impl Target {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
         head.push_str(&format!("Content-Length: {body_bytes}\r\n\r\n"));
-        stream.write_all(head.as_bytes())?;
-        io::copy(&mut body.take(body_bytes), &mut stream)?;
-        Answer::begin(BufReader::new(Box::new(stream)))
+        let sent = stream
+            .write_all(head.as_bytes())
+            .and_then(|()| io::copy(&mut body.take(body_bytes), &mut stream));
+        if sent.is_err() {
+            // Nobody shall wait for the rest.
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+        let answer = Answer::begin(BufReader::new(Box::new(stream)));
+        match (sent, answer) {
+            // A server may refuse before it has read all, and close: then its answer says why.
+            (Ok(_), answer) | (Err(_), answer @ Ok(_)) => answer,
+            (Err(why), Err(_)) => Err(why),
+        }
     }
 
     /// The whole answer to a request, whatever its status.
@@ -282,6 +292,33 @@ mod tests {
         assert!(target("https://h").is_err() && target("http://").is_err());
         let key = Some("a\r\nX: y".to_owned());
         assert!(Target::parse("http://h", key, Duration::from_secs(1)).is_err());
+    }
+
+    #[test]
+    fn what_a_server_says_of_half_a_body_is_heard() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = String::new();
+            stream.read_to_string(&mut request).unwrap();
+            let answer = b"HTTP/1.1 401 No\r\nContent-Length: 3\r\n\r\nwhy";
+            stream.write_all(answer).unwrap();
+        });
+        let target = Target::parse(&url, None, Duration::from_secs(9)).unwrap();
+        let body = ((&b"half"[..]).chain(Broken), 64);
+        let mut answer = target.send_from("POST", "/", &[], body).unwrap();
+        assert_eq!(
+            (answer.status, answer.rest().unwrap().as_str()),
+            (401, "why")
+        );
+        server.join().unwrap();
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::Method;
+use axum::middleware::from_fn;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use neap_engine::{GrammarError, Grammars};
@@ -27,7 +28,7 @@ use crate::openai::responses::Store;
 use crate::reload::{self, Source};
 use crate::serving::Serving;
 use crate::worker::{Handle, Settings};
-use crate::{memory, openai, sessions, status, tokens};
+use crate::{memory, openai, sessions, status, tokens, unread};
 
 /// The model that is served.
 pub struct ServedModel {
@@ -200,6 +201,7 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(unknown_method)
         // Bodies are read with a limit of our own, which answers in our own words.
         .layer(DefaultBodyLimit::disable())
+        .layer(from_fn(unread::read))
         .with_state(app)
 }
 

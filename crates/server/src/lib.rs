@@ -25,6 +25,7 @@ mod sessions;
 mod status;
 mod tokens;
 mod traces;
+mod unread;
 mod worker;
 
 pub use app::ServedModel;

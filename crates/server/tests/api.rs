@@ -267,6 +267,31 @@ async fn what_is_no_json_or_no_post_is_refused() {
     assert_eq!(server.get(CHAT).await.status, 405);
 }
 
+/// A body that nobody wants is read to its end all the same: else the connection would be reset under the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_body_that_is_refused_gets_its_answer() {
+    let live = Live {
+        admin_key: Some("boss".into()),
+        max_body_bytes: 1 << 20,
+        ..Live::default()
+    };
+    let server = serve(Setup {
+        live,
+        ..Setup::default()
+    })
+    .await;
+    let body = "x".repeat(16 << 20);
+    for (path, status) in [
+        ("/memory/sessions/import", 401),
+        ("/nowhere", 404),
+        (CHAT, 413),
+    ] {
+        let answer = server.send("POST", path, "", &body).await;
+        assert_eq!(answer.status, status, "{path}");
+        assert!(answer.json()["error"]["message"].is_string(), "{path}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_keep_tenants_apart() {
     let live = Live {

@@ -30,8 +30,6 @@ const PIECE_BYTES: usize = 256 << 10;
 const PIECES: usize = 4;
 /// The other side may take so long for one piece.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What is left of a body that is refused is read, so that the client sees the answer; but not more than this.
-const MOST_IGNORED_BYTES: usize = 64 << 20;
 
 /// Sends what is written to it.
 struct Outgoing {
@@ -137,10 +135,9 @@ pub async fn import(State(app): State<Arc<App>>, request: Request) -> Result<Res
     }
 }
 
-/// Hands the body on, piece by piece.
+/// Hands the body on, piece by piece, until its end or until nobody wants more.
 async fn pump(body: Body, pieces: mpsc::Sender<Bytes>) -> Result<(), ApiError> {
     let mut body = body.into_data_stream();
-    let mut ignored = 0;
     loop {
         let next = timeout(PATIENCE, poll_fn(|cx| Pin::new(&mut body).poll_next(cx))).await;
         let piece = match next {
@@ -149,12 +146,8 @@ async fn pump(body: Body, pieces: mpsc::Sender<Bytes>) -> Result<(), ApiError> {
             Ok(Some(Err(_))) => return Err(ApiError::invalid("the body was cut off")),
             Err(_) => return Err(ApiError::invalid("the body took too long to arrive")),
         };
-        let bytes = piece.len();
         if pieces.send(piece).await.is_err() {
-            ignored += bytes;
-            if ignored > MOST_IGNORED_BYTES {
-                return Ok(());
-            }
+            return Ok(());
         }
     }
 }
