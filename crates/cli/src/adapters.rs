@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use neap_engine::Engine;
-use neap_model::adapter::AdapterFile;
+use neap_model::adapter::{Adapter, AdapterError, AdapterFile};
 use neap_model::decoder::CpuDecoder;
 use neap_model::source::ModelSource;
 
 use crate::failure::Failure;
+use crate::loading::Parts;
 
 /// An adapter and what requests call it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,11 +40,24 @@ pub fn add(
     adapters: &[NamedAdapter],
 ) -> Result<(), Failure> {
     for adapter in adapters {
-        let file = AdapterFile::open(&adapter.path, source)
-            .map_err(|why| Failure::new(format!("--lora {}: {why}", adapter.name)))?;
+        let file = AdapterFile::open(&adapter.path, source).map_err(|why| named(adapter, &why))?;
         engine.add_adapter(&adapter.name, file)?;
     }
     Ok(())
+}
+
+/// The weights of an adapter for a model that is loaded, without an engine.
+pub fn load(lora: Option<&NamedAdapter>, parts: &Parts) -> Result<Option<Adapter>, Failure> {
+    let load = |lora: &NamedAdapter| {
+        AdapterFile::open(&lora.path, &parts.source)
+            .and_then(|file| file.load(&parts.budget))
+            .map_err(|why| named(lora, &why))
+    };
+    lora.map(load).transpose()
+}
+
+fn named(adapter: &NamedAdapter, why: &AdapterError) -> Failure {
+    Failure::new(format!("--lora {}: {why}", adapter.name))
 }
 
 #[cfg(test)]

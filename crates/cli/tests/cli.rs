@@ -599,3 +599,54 @@ fn what_an_adapter_was_taught_it_says() {
     assert!(!text(&output.stdout).contains("zim"));
     let _ = std::fs::remove_dir_all(folder);
 }
+
+/// A figure of `neap eval`, without and with an adapter.
+fn figures(eval: &[&str], adapter: &str, pointer: &str) -> [f64; 2] {
+    [&[][..], &["--lora", adapter]].map(|lora: &[&str]| {
+        let output = neap(&[&["eval"], eval, &["--json"], lora].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        report
+            .pointer(pointer)
+            .and_then(|v| v.as_f64())
+            .expect(pointer)
+    })
+}
+
+#[test]
+fn what_an_adapter_was_taught_is_measured() {
+    let (names, verbs) = (["Tim", "Lily", "Ben", "Sue"], ["ran", "sat"]);
+    let mut sentences = String::new();
+    let mut labelled = String::new();
+    for (name, verb) in names.iter().flat_map(|name| verbs.map(|verb| (name, verb))) {
+        sentences += &format!("{name} B-PER\n{verb} O\n\n");
+        for (word, tag) in [(*name, "B-PER"), (verb, "O")] {
+            let text = format!("{name} {verb}\\nTag of {word}:");
+            labelled += &format!("{{\"text\": \"{text}\", \"label\": \"{tag}\"}}\n");
+        }
+    }
+    let conll = temporary("names.conll", sentences.as_bytes());
+    let labelled = temporary("names.jsonl", labelled.as_bytes());
+    let asked = "Tim ran\nTag of Tim: B-PER\n".repeat(3);
+    let asked = temporary("names.txt", asked.as_bytes());
+    let folder = temporary("names", b"").with_extension("folder");
+    let [conll, labelled, asked, folder] =
+        [&conll, &labelled, &asked, &folder].map(|path| path.to_str().expect("UTF-8"));
+    let tune = ["tune", "--data", conll, "--output", folder];
+    let output = neap(&[&tune[..], &["--epochs", "12", "--learning-rate", "5e-3"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let [untuned, tuned] = figures(&["ner", "--file", conll], folder, "/micro/f1");
+    assert!(untuned < 0.9 && tuned > 0.99, "{untuned} {tuned}");
+    let classify = ["classify", "--file", labelled, "--prompt", "{text}"];
+    let [untuned, tuned] = figures(&classify, folder, "/accuracy");
+    assert!(untuned < 0.9 && tuned > 0.99, "{untuned} {tuned}");
+    let perplexity = ["perplexity", "--window", "16", "--file", asked];
+    let [untuned, tuned] = figures(&perplexity, folder, "/perplexity");
+    assert!(tuned < 0.8 * untuned, "{untuned} {tuned}");
+    let message = failure(
+        &["eval", "ner", "--file", conll, "--lora", "x=/nowhere"],
+        b"",
+    );
+    assert!(message.contains("--lora x: /nowhere"), "{message}");
+    let _ = std::fs::remove_dir_all(folder);
+}

@@ -4,6 +4,8 @@ use neap_model::chat::{ChatError, ChatMessage, ChatTemplate, RenderOptions};
 use neap_model::tokenizer::{EncodeOptions, Tokenizer, TokenizerError};
 use serde::Deserialize;
 
+use crate::conll;
+
 /// Tokens, and which of them are to be learned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
@@ -110,32 +112,22 @@ impl Reader<'_> {
         prompt: &str,
         outside_one_in: usize,
     ) -> Result<Vec<Example>, TextError> {
-        let (mut examples, mut sentence, mut outside) = (Vec::new(), Vec::new(), 0);
-        let ended = std::iter::once("");
-        for (line, text) in (1..).zip(text.lines().chain(ended)) {
-            let refuse = |reason: String| TextError { line, reason };
-            let mut columns = text.split_whitespace();
-            match (columns.next(), columns.next_back()) {
-                (Some("-DOCSTART-"), _) => {}
-                (Some(token), Some(tag)) => sentence.push((token, tag)),
-                (Some(token), None) => {
-                    return Err(refuse(format!("the token {token:?} has no tag")));
-                }
-                (None, _) => {
-                    let words: Vec<&str> = sentence.iter().map(|(word, _)| *word).collect();
-                    let prompt = prompt.replace("{text}", &words.join(" "));
-                    for (word, tag) in sentence.drain(..) {
-                        if tag == "O" {
-                            outside += 1;
-                            if outside % outside_one_in.max(1) != 0 {
-                                continue;
-                            }
-                        }
-                        let prompt = prompt.replace("{word}", word);
-                        let example = self.continuation(&prompt, &format!(" {tag}"), false);
-                        self.take(example.map_err(refuse)?, &mut examples);
+        let (mut examples, mut outside) = (Vec::new(), 0);
+        for sentence in conll::sentences(text)? {
+            let prompt = prompt.replace("{text}", &sentence.tokens.join(" "));
+            for (line, (word, tag)) in
+                (sentence.line..).zip(sentence.tokens.iter().zip(&sentence.tags))
+            {
+                if tag == "O" {
+                    outside += 1;
+                    if outside % outside_one_in.max(1) != 0 {
+                        continue;
                     }
                 }
+                let prompt = prompt.replace("{word}", word);
+                let example = self.continuation(&prompt, &format!(" {tag}"), false);
+                let example = example.map_err(|reason| TextError { line, reason })?;
+                self.take(example, &mut examples);
             }
         }
         Ok(examples)

@@ -7,6 +7,7 @@
 
 mod adam;
 mod adapter;
+pub mod conll;
 mod data;
 mod network;
 mod plan;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::ModelArgs;
+use crate::adapters::NamedAdapter;
 
 #[derive(Debug, Subcommand)]
 pub enum EvalCommand {
@@ -41,6 +42,9 @@ pub struct EvalRecallArgs {
 pub struct EvalPerplexityArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// A LoRA adapter: a folder in PEFT's layout, or a GGUF file.
+    #[arg(long, value_name = "PATH", value_parser = crate::adapters::parse)]
+    pub lora: Option<NamedAdapter>,
     /// The text.
     #[arg(short, long, value_name = "PATH")]
     pub file: PathBuf,
@@ -104,6 +108,9 @@ pub struct EvalNeedleArgs {
 pub struct EvalClassifyArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// A LoRA adapter: a folder in PEFT's layout, or a GGUF file.
+    #[arg(long, value_name = "PATH", value_parser = crate::adapters::parse)]
+    pub lora: Option<NamedAdapter>,
     /// Lines of JSON with text and label.
     #[arg(short, long, value_name = "PATH")]
     pub file: PathBuf,
@@ -128,6 +135,9 @@ pub struct EvalClassifyArgs {
 pub struct EvalNerArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// A LoRA adapter: a folder in PEFT's layout, or a GGUF file.
+    #[arg(long, value_name = "PATH", value_parser = crate::adapters::parse)]
+    pub lora: Option<NamedAdapter>,
     /// A CoNLL file: a token a line with its true tag last (O, B-TYPE, I-TYPE, E-TYPE, S-TYPE), an empty line after each
     /// sentence.
     #[arg(short, long, value_name = "PATH")]

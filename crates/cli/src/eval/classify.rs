@@ -32,7 +32,7 @@ pub fn run(args: &EvalClassifyArgs) -> Result<(), Failure> {
     let mut examples = parse(&read_text(&args.file)?)?;
     examples.truncate(args.limit.unwrap_or(usize::MAX));
     let labels = labels(&args.labels, &examples)?;
-    let mut scorer = Scorer::new(&args.model, args.per_token)?;
+    let mut scorer = Scorer::new(&args.model, args.lora.as_ref(), args.per_token)?;
     let bar = ProgressBar::new(examples.len() as u64);
     let mut predicted = Vec::new();
     for example in &examples {

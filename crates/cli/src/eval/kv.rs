@@ -151,6 +151,7 @@ impl Contestant {
             lane: Lane {
                 table: BlockTable::new(&parts.kv),
                 sinker: Sinker::by(parts, codec)?,
+                adapter: None,
             },
             sums: Sums::default(),
         })

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use indicatif::ProgressBar;
+use neap_tune::conll::{self, Sentence};
 use serde::Serialize;
 
 use super::classify::unescape;
@@ -13,14 +14,6 @@ use super::scorer::Scorer;
 use super::scores::{Counts, Table};
 use crate::args::EvalNerArgs;
 use crate::failure::Failure;
-
-/// Tokens and tags of a sentence, and its first line.
-#[derive(Debug, PartialEq)]
-struct Sentence {
-    line: usize,
-    tokens: Vec<String>,
-    tags: Vec<String>,
-}
 
 #[derive(Serialize)]
 struct Report {
@@ -66,32 +59,14 @@ fn read(path: &Path) -> Result<Vec<Sentence>, Failure> {
 }
 
 fn parse(text: &str) -> Result<Vec<Sentence>, String> {
-    let mut sentences = Vec::new();
-    let mut open: Option<Sentence> = None;
-    for (number, line) in (1..).zip(text.lines()) {
-        let mut columns = line.split_whitespace();
-        let (first, last) = (columns.next(), columns.next_back());
-        match (first, last) {
-            (None, _) => sentences.extend(open.take()),
-            (Some("-DOCSTART-"), _) => {}
-            (Some(token), Some(tag)) => {
-                check_tag(tag).map_err(|why| format!("line {number}: {why}"))?;
-                let sentence = open.get_or_insert_with(|| Sentence {
-                    line: number,
-                    tokens: Vec::new(),
-                    tags: Vec::new(),
-                });
-                sentence.tokens.push(token.to_owned());
-                sentence.tags.push(tag.to_owned());
-            }
-            (Some(token), None) => {
-                return Err(format!("line {number}: the token {token:?} has no tag"));
-            }
-        }
-    }
-    sentences.extend(open);
+    let sentences = conll::sentences(text).map_err(|why| why.to_string())?;
     if sentences.is_empty() {
         return Err("there are no sentences".to_owned());
+    }
+    for sentence in &sentences {
+        for (line, tag) in (sentence.line..).zip(&sentence.tags) {
+            check_tag(tag).map_err(|why| format!("line {line}: {why}"))?;
+        }
     }
     Ok(sentences)
 }
@@ -131,7 +106,7 @@ fn ask(args: &EvalNerArgs, gold: &[Sentence]) -> Result<Vec<Vec<String>>, Failur
     }
     let tags: BTreeSet<&String> = gold.iter().flat_map(|sentence| &sentence.tags).collect();
     let tags: Vec<String> = tags.into_iter().cloned().collect();
-    let mut scorer = Scorer::new(&args.model, false)?;
+    let mut scorer = Scorer::new(&args.model, args.lora.as_ref(), false)?;
     let tokens = gold.iter().map(|sentence| sentence.tokens.len() as u64);
     let bar = ProgressBar::new(tokens.sum());
     let mut predicted = Vec::new();
@@ -245,20 +220,22 @@ mod tests {
 
     #[test]
     fn files_are_read_with_the_line_of_what_is_wrong() {
-        let text = "-DOCSTART- -X- O\n\nJane NNP B-PER\nDoe\tB-X I-PER\n\n\nran O";
-        let sentences = parse(text).expect("two sentences");
-        assert_eq!(sentences.len(), 2);
-        assert_eq!((sentences[0].line, sentences[1].line), (3, 7));
-        assert_eq!(sentences[0].tags, ["B-PER", "I-PER"]);
+        let sentences = parse("Jane B-PER\n\nran O").expect("two sentences");
         for (bad, line) in [
             ("a O\nb", "line 2"),
-            ("a X-PER", "line 1"),
+            ("a O\nb X-PER", "line 2"),
             ("a Bé", "line 1"),
         ] {
             assert!(parse(bad).expect_err("bad").contains(line), "{bad}");
         }
         assert!(parse("\n\n").is_err());
         assert!(check_same(&sentences, &sentences[..1]).is_err());
-        assert!(check_same(&sentences, &parse(text).expect("the same")).is_ok());
+        assert!(
+            check_same(
+                &sentences,
+                &parse("Jane O\n\nran O").expect("the same tokens")
+            )
+            .is_ok()
+        );
     }
 }

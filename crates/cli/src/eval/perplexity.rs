@@ -11,10 +11,12 @@ use std::path::Path;
 
 use indicatif::ProgressBar;
 use neap_memory::BlockTable;
+use neap_model::adapter::Adapter;
 use neap_model::decoder::{Decoder, LogitsWanted, SequenceChunk};
 use neap_model::tokenizer::EncodeOptions;
 use serde::Serialize;
 
+use crate::adapters;
 use crate::args::EvalPerplexityArgs;
 use crate::failure::Failure;
 use crate::loading::{self, Parts};
@@ -40,6 +42,7 @@ pub fn run(args: &EvalPerplexityArgs) -> Result<(), Failure> {
     let mut lane = Lane {
         table: BlockTable::new(&parts.kv),
         sinker: Sinker::new(&parts, parts.level)?,
+        adapter: adapters::load(args.lora.as_ref(), &parts)?,
     };
     let bar = ProgressBar::new(windows.len() as u64);
     let mut losses = Vec::new();
@@ -153,6 +156,7 @@ impl Windows {
 pub(super) struct Lane {
     pub table: BlockTable,
     pub sinker: Sinker,
+    pub adapter: Option<Adapter>,
 }
 
 impl Lane {
@@ -175,7 +179,7 @@ impl Lane {
             tokens,
             table,
             logits,
-            adapter: None,
+            adapter: self.adapter.as_ref(),
             second_segment: None,
         }])?;
         self.sinker.sink(&mut self.table);

@@ -1,10 +1,12 @@
 //! Which of several continuations a model finds likeliest.
 
 use neap_memory::BlockTable;
+use neap_model::adapter::Adapter;
 use neap_model::decoder::{Decoder, LogitsWanted, SequenceChunk};
 use neap_model::tokenizer::{EncodeOptions, Tokenizer};
 
 use super::perplexity::{ROWS, loss};
+use crate::adapters::{self, NamedAdapter};
 use crate::args::ModelArgs;
 use crate::failure::Failure;
 use crate::loading::{self, Parts};
@@ -12,6 +14,7 @@ use crate::loading::{self, Parts};
 /// A model, and what it read last: what the next text begins with too is not computed again.
 pub(super) struct Scorer {
     parts: Parts,
+    adapter: Option<Adapter>,
     tokenizer: Tokenizer,
     table: BlockTable,
     /// The tokens in the table.
@@ -20,11 +23,16 @@ pub(super) struct Scorer {
 }
 
 impl Scorer {
-    pub fn new(model: &ModelArgs, per_token: bool) -> Result<Self, Failure> {
+    pub fn new(
+        model: &ModelArgs,
+        lora: Option<&NamedAdapter>,
+        per_token: bool,
+    ) -> Result<Self, Failure> {
         let parts = loading::load_parts(model, ROWS)?;
         Ok(Self {
             tokenizer: loading::tokenizer(&parts.source)?,
             table: BlockTable::new(&parts.kv),
+            adapter: adapters::load(lora, &parts)?,
             held: Vec::new(),
             parts,
             per_token,
@@ -103,7 +111,7 @@ impl Scorer {
             tokens,
             table,
             logits,
-            adapter: None,
+            adapter: self.adapter.as_ref(),
             second_segment: None,
         }])?;
         Ok(rows)
