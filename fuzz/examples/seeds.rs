@@ -7,7 +7,7 @@ use neap_kernels::Isa;
 use neap_kernels::format::WeightFormat;
 use neap_kernels::kv::{KvFormat, KvLayout, max_packed_bytes, pack_int4};
 use neap_memory::codec::{BlockCodec, Packed};
-use neap_model::config::ARCHITECTURES;
+use neap_model::config::{ARCHITECTURES, QkNorm};
 use serde_json::json;
 use tiny::{Tiny, write_gguf, write_safetensors};
 
@@ -26,7 +26,7 @@ fn main() -> std::io::Result<()> {
             kv_heads: 1,
             head_dim: 2,
             ffn: 4,
-            tied: row.needs_qk_norm,
+            tied: row.qk_norm == QkNorm::Heads,
             format: WeightFormat::F32,
         };
         for format in [WeightFormat::F32, WeightFormat::Q8_0, WeightFormat::Q4_0] {

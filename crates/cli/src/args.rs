@@ -32,8 +32,17 @@ pub struct Cli {
     /// Print the log of this level and above to stderr: error, warn, info, debug or trace.
     #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
     pub log: tracing_subscriber::filter::LevelFilter,
+    /// How a line of the log is written: text for people, json for programs.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
     #[command(subcommand)]
     pub command: Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
 }
 
 #[derive(Debug, Subcommand)]

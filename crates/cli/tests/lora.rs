@@ -255,6 +255,31 @@ fn adapters_come_and_go_while_the_server_runs() {
     assert_eq!(server.text("qwen3"), expected[0]);
 }
 
+#[test]
+fn adapters_outlive_a_change_of_the_model() {
+    let gone = altered("gone", |_| {});
+    let config = gone.join("neap.toml");
+    std::fs::write(&config, "parallel = 2").unwrap();
+    let server = Server::start(&["--config", config.to_str().unwrap()]);
+    for (name, path) in [("kept", PathBuf::from(adapter())), ("gone", gone.clone())] {
+        let body = json!({"lora_name": name, "lora_path": path});
+        assert_eq!(server.post("/v1/load_lora_adapter", &body).0, 200);
+    }
+    let expected = server.text("kept");
+    std::fs::write(&config, "parallel = 3").unwrap();
+    std::fs::remove_file(gone.join("adapter_config.json")).unwrap();
+    let (status, told) = server.post("/admin/reload", &json!({}));
+    assert_eq!(status, 200, "{told}");
+    let model = &told["model"];
+    assert_eq!(model["adapters_added_again"], json!(["kept"]), "{told}");
+    let dropped = &model["adapters_dropped"][0];
+    assert_eq!(dropped["name"], "gone");
+    let reason = dropped["reason"].as_str().unwrap();
+    assert!(reason.contains("adapter_config.json"), "{reason}");
+    assert_eq!(server.text("kept"), expected);
+    assert_eq!(server.models(), ["qwen3", "kept"]);
+}
+
 fn refuses_by_name(server: &Server) {
     let load = |body: Value| server.post("/v1/load_lora_adapter", &body);
     let (broken, shape) = (

@@ -374,6 +374,15 @@ impl DecisionLog {
             // All has sunk: no decision.
             return plan;
         }
+        tracing::debug!(
+            ?occasion,
+            bytes_to_free = situation.bytes_to_free,
+            candidates = situation.candidates.len(),
+            frees_bytes = plan.frees_bytes,
+            short_bytes = plan.short_bytes,
+            blocks = plan.steps.len(),
+            "the governor decides"
+        );
         self.steps += plan.steps.len();
         while self.entries.len() == self.room || self.steps > LOGGED_STEPS {
             let Some(oldest) = self.entries.pop_front() else {

@@ -63,29 +63,49 @@ fn unknown(name: &str) -> ApiError {
     error
 }
 
-/// The adapters that clients can name, and since when.
+/// An adapter that clients can name.
+struct Known {
+    /// Seconds since 1970 at which it came.
+    created: u64,
+    /// Its file, of one that was added by a request.
+    path: Option<String>,
+}
+
+/// The adapters that clients can name.
 #[derive(Default)]
-pub struct Names(RwLock<BTreeMap<String, u64>>);
+pub struct Names(RwLock<BTreeMap<String, Known>>);
 
 impl Names {
     /// Those of an engine.
     pub fn of(adapters: &[AdapterState]) -> Self {
-        let names = adapters.iter().map(|a| (a.name.clone(), now_s()));
-        Self(RwLock::new(names.collect()))
+        let known = |adapter: &AdapterState| {
+            let created = now_s();
+            let path = None;
+            (adapter.name.clone(), Known { created, path })
+        };
+        Self(RwLock::new(adapters.iter().map(known).collect()))
     }
 
     /// Names and the seconds since 1970 at which they came.
     pub fn list(&self) -> Vec<(String, u64)> {
         let names = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        names.iter().map(|(name, at)| (name.clone(), *at)).collect()
+        let name = |(name, known): (&String, &Known)| (name.clone(), known.created);
+        names.iter().map(name).collect()
+    }
+
+    /// Names and files of those that were added by requests.
+    fn added(&self) -> Vec<(String, String)> {
+        let names = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let added = |(name, known): (&String, &Known)| Some((name.clone(), known.path.clone()?));
+        names.iter().filter_map(added).collect()
     }
 
     pub fn created(&self, name: &str) -> Option<u64> {
         let names = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        names.get(name).copied()
+        names.get(name).map(|known| known.created)
     }
 
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<String, u64>)) {
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<String, Known>)) {
         change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
     }
 }
@@ -144,21 +164,61 @@ pub async fn load(State(app): State<Arc<App>>, request: Request) -> Result<Respo
     }
     let path = fields.string("lora_path")?.filter(|path| !path.is_empty());
     let path = path.ok_or_else(|| fields.wrong("lora_path", "the path of an adapter"))?;
-    let (path, replace) = (path.to_owned(), fields.flag("load_inplace")?);
-    let shared = model.clone();
-    let file = blocking(move || open(&shared, &path)).await?;
+    add(
+        &app,
+        model.model(),
+        &name,
+        path,
+        fields.flag("load_inplace")?,
+    )
+    .await?;
+    Ok(told(format!(
+        "Success: LoRA adapter '{name}' added successfully."
+    )))
+}
+
+/// Adds an adapter of a file to the model that is served.
+async fn add(
+    app: &App,
+    model: &Arc<ServedModel>,
+    name: &str,
+    path: &str,
+    replace: bool,
+) -> Result<(), ApiError> {
+    let (opened, opened_path) = (Arc::clone(model), path.to_owned());
+    let file = blocking(move || open(&opened, &opened_path)).await?;
     let ask = Ask::Add {
-        name: name.clone(),
+        name: name.to_owned(),
         file: Box::new(file),
         replace,
     };
     app.engine.adapters(ask).await?;
+    let known = Known {
+        created: now_s(),
+        path: Some(path.to_owned()),
+    };
     model.adapters.change(|names| {
-        names.insert(name.clone(), now_s());
+        names.insert(name.to_owned(), known);
     });
-    Ok(told(format!(
-        "Success: LoRA adapter '{name}' added successfully."
-    )))
+    Ok(())
+}
+
+/// Adds what requests had added to the model `before` to the one that is served now, from the same files. Tells the
+/// names, and of those that do not fit any more, why.
+pub async fn add_again(app: &App, before: &ServedModel) -> (Vec<String>, Vec<(String, String)>) {
+    let model = app.serving.now();
+    let (mut kept, mut dropped) = (Vec::new(), Vec::new());
+    for (name, path) in before.adapters.added() {
+        if model.adapters.created(&name).is_some() {
+            // The configuration has one of this name by now.
+            continue;
+        }
+        match add(app, &model, &name, &path, false).await {
+            Ok(()) => kept.push(name),
+            Err(why) => dropped.push((name, why.message)),
+        }
+    }
+    (kept, dropped)
 }
 
 /// `POST /v1/unload_lora_adapter` with `lora_name`.

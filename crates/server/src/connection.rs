@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::response::Response;
@@ -136,10 +136,15 @@ async fn serve(stream: TcpStream, peer: Peer, router: Router, mut closing: watch
 }
 
 async fn call(router: &mut Router, request: hyper::Request<Incoming>) -> Response {
-    match router.call(request).await {
+    let begin = Instant::now();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = match router.call(request).await {
         Ok(response) => response,
         Err(never) => match never {},
-    }
+    };
+    let (status, ms) = (response.status().as_u16(), begin.elapsed().as_millis());
+    tracing::debug!(%method, path, status, ms = ms as u64, "answered");
+    response
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use neap_engine::AdapterState;
 use neap_memory::cache::Census;
-use neap_memory::pressure::decide::Reason;
 use neap_memory::pressure::watch::Watch;
 use neap_memory::{Budget, ChargeKind, Level};
 use serde_json::{Map, Value, json};
@@ -195,23 +194,11 @@ fn describe(app: &App) -> Value {
 fn limit_changes(app: &App) -> Vec<Value> {
     let log = app.pressure.as_ref().map_or_else(Vec::new, |w| w.log());
     let entries = log.iter().rev().take(32).map(|entry| {
-        let reason = match entry.decision.reason {
-            Reason::Steady => "steady".to_owned(),
-            Reason::Operator => "set by the operator".to_owned(),
-            Reason::Capacity(bound) => format!("the system leaves less ({bound:?})"),
-            Reason::Stall { percent } => {
-                format!("tasks wait for memory {percent:.1} % of the time")
-            }
-            Reason::LimitEvents { count } => {
-                format!("the container reached its memory limit {count} times")
-            }
-            Reason::Room => "there is room again".to_owned(),
-        };
         json!({
             "since_start_ms": entry.at_ms,
             "before_bytes": entry.before,
             "after_bytes": entry.decision.target,
-            "reason": reason,
+            "reason": entry.decision.reason.to_string(),
         })
     });
     entries.collect()

@@ -19,8 +19,8 @@ use crate::app::{App, ServedModel};
 use crate::auth::Peer;
 use crate::error::{ApiError, json_response};
 use crate::live::Live;
-use crate::memory;
 use crate::worker::Settings;
+use crate::{adapters, memory};
 
 /// A model that is ready to serve.
 pub struct Loaded<D> {
@@ -194,10 +194,23 @@ async fn change_model(app: &Arc<App>) -> Result<Value, String> {
     if let Some(pressure) = &app.pressure {
         pressure.set_mapped_bytes(mapped_bytes);
     }
-    let id = model.id.clone();
+    let (id, before) = (model.id.clone(), app.serving.now());
     app.serving.replace(model, &closed);
+    let (adapters, dropped) = adapters::add_again(app, &before).await;
+    for (name, why) in &dropped {
+        tracing::warn!(name, why, "an adapter does not go with the new model");
+    }
+    let dropped: Vec<Value> = dropped
+        .into_iter()
+        .map(|(name, why)| json!({"name": name, "reason": why}))
+        .collect();
     let waited_ms = begin.elapsed().as_millis() as u64;
-    Ok(json!({"id": id, "requests_waited_ms": waited_ms}))
+    Ok(json!({
+        "id": id,
+        "requests_waited_ms": waited_ms,
+        "adapters_added_again": adapters,
+        "adapters_dropped": dropped,
+    }))
 }
 
 impl From<&Live> for Settings {

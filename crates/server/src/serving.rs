@@ -68,6 +68,11 @@ impl Serving {
 }
 
 impl Lease {
+    /// What it is a lease on.
+    pub fn model(&self) -> &Arc<ServedModel> {
+        &self.model
+    }
+
     /// On a model that nobody changes.
     pub fn alone(model: Arc<ServedModel>) -> Self {
         Self { model, _pass: None }

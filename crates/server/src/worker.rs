@@ -137,7 +137,7 @@ impl Handle {
             active: HashMap::new(),
             settings,
             keeper: Keeper::new(loaded.sessions),
-            traces: Told {
+            told: Told {
                 to: traces,
                 model: loaded.model.id.clone(),
             },
@@ -289,7 +289,7 @@ struct Worker<D> {
     active: HashMap<RequestId, Active>,
     settings: Settings,
     keeper: Keeper,
-    traces: Told,
+    told: Told,
     published: Instant,
     idle: Idle,
 }
@@ -301,8 +301,28 @@ struct Told {
 }
 
 impl Told {
-    fn tell(&self, active: &Active, event: &Event) {
-        if let (Some(traces), Event::Finished { reason, usage, .. }) = (&self.to, event) {
+    /// Tells of a request that has ended: in the log, and as a trace.
+    fn tell(&self, (id, active): (RequestId, &Active), event: &Event) {
+        let Event::Finished { reason, usage, .. } = event else {
+            return;
+        };
+        let first_token_ms = active
+            .first_token
+            .map(|at| (at - active.arrived).as_millis() as u64);
+        tracing::info!(
+            request = id.0,
+            operation = active.operation,
+            model = self.model,
+            prompt_tokens = usage.prompt_tokens,
+            cached_tokens = usage.cached_tokens,
+            new_tokens = usage.new_tokens,
+            recomputed_tokens = usage.recomputed_tokens,
+            first_token_ms,
+            total_ms = active.arrived.elapsed().as_millis() as u64,
+            %reason,
+            "a request has ended"
+        );
+        if let Some(traces) = &self.to {
             traces.tell(&Ended {
                 operation: active.operation,
                 model: &self.model,
@@ -398,7 +418,7 @@ impl<D: Decoder> Worker<D> {
         self.engine = loaded.engine;
         self.engine.set_step_ms(self.settings.step_ms);
         self.keeper = Keeper::new(loaded.sessions);
-        self.traces.model.clone_from(&loaded.model.id);
+        self.told.model.clone_from(&loaded.model.id);
         self.idle = Idle::default();
         self.publish();
         Ok((loaded.model, loaded.mapped_bytes))
@@ -552,7 +572,7 @@ impl<D: Decoder> Worker<D> {
             };
             let finished = matches!(event, Event::Finished { .. });
             measure(&self.shared.metrics, active, &event, now);
-            self.traces.tell(active, &event);
+            self.told.tell((id, active), &event);
             if let (Some(turn), Event::Token { id, .. }) = (&mut active.turn, &event) {
                 turn.tokens.push(*id);
             }

@@ -2,6 +2,7 @@
 
 mod kill;
 mod kill_serve;
+mod log;
 mod memory;
 mod reload;
 mod remote;

@@ -14,6 +14,11 @@ pub struct Server {
 impl Server {
     /// Starts `neap serve` on a free port and waits until it serves.
     pub fn start(args: &[&str]) -> Self {
+        Self::logging(args, |_| {})
+    }
+
+    /// The same; `line` is told what it logs from then on.
+    pub fn logging(args: &[&str], mut line: impl FnMut(String) + Send + 'static) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_neap"))
             .args(["serve", "--port", "0"])
             .args(args)
@@ -31,7 +36,7 @@ impl Server {
             }
         };
         // Someone must read on, or the server could block on its log.
-        std::thread::spawn(move || lines.for_each(drop));
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(&mut line));
         Self { child, url }
     }
 

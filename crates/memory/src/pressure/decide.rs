@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use super::{Bound, Snapshot, margin_bytes};
 
@@ -78,6 +79,23 @@ pub enum Reason {
     },
     /// There is room and it has been calm.
     Room,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Steady => f.write_str("steady"),
+            Self::Operator => f.write_str("set by the operator"),
+            Self::Capacity(bound) => write!(f, "the system leaves less ({bound:?})"),
+            Self::Stall { percent } => {
+                write!(f, "tasks wait for memory {percent:.1} % of the time")
+            }
+            Self::LimitEvents { count } => {
+                write!(f, "the container reached its memory limit {count} times")
+            }
+            Self::Room => f.write_str("there is room again"),
+        }
+    }
 }
 
 /// A target and its reason.

@@ -161,6 +161,12 @@ fn step(
         return;
     }
     budget.set_limit(decision.target);
+    tracing::info!(
+        before_bytes = before,
+        after_bytes = decision.target,
+        reason = %decision.reason,
+        "the budget follows"
+    );
     let mut log = shared.log.lock().unwrap_or_else(PoisonError::into_inner);
     if log.len() == LOG_LEN {
         log.pop_front();
