@@ -43,7 +43,7 @@ def build_llama_server(python: str) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"llama_cpp_python-{wanted}"
     if not (folder / name).exists():
-        fetch = [python, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", folder]
+        fetch = [python, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", folder]
         subprocess.run([*fetch, f"llama-cpp-python=={wanted}"], check=True, stdout=sys.stderr)
         with tarfile.open(folder / f"{name}.tar.gz") as archive:
             archive.extractall(folder, filter="data")
