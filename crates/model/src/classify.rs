@@ -12,7 +12,7 @@ use crate::config::Activation;
 use crate::decoder::{CpuDecoder, Decoder, LogitsWanted, SequenceChunk};
 use crate::embed::{EmbedError, Pooling, steps};
 use crate::source::ModelFileError;
-use head::Head;
+pub(crate) use head::Head;
 
 /// A text, or two that are judged together.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,7 @@ pub enum ClassifierError {
     File(#[from] ModelFileError),
     /// The model was not made for it.
     #[error(
-        "{path}: has no classification head (classifier.weight, or cls.output.weight in GGUF files)"
+        "{path}: has no classification head (classifier.weight or classifier.out_proj.weight, or cls.output.weight in GGUF files)"
     )]
     NoHead {
         /// The model.

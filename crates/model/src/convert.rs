@@ -5,15 +5,18 @@
 //! get the 1 that folders leave out, and norms and biases are F32.
 
 mod tokenizer;
+mod unigram;
 
 use std::io::Write;
 
 use neap_kernels::format::WeightFormat;
+use neap_memory::Budget;
 
 use crate::adapter::of_neighbours;
+use crate::classify::{ClassifierError, Head};
 use crate::config::RopeLayout;
 use crate::embed::Pooling;
-use crate::gguf::{Value, WriteError, Writer};
+use crate::gguf::{Array, Value, WriteError, Writer};
 use crate::source::{
     LayerTensor, ModelFileError, ModelSource, Part, SourceTensor, TensorName, gguf_place,
 };
@@ -59,23 +62,14 @@ pub fn to_gguf<W: Write>(
 ) -> Result<W, ConvertError> {
     let folder = source.folder().ok_or(ConvertError::AlreadyGguf)?;
     let config = source.config();
-    if folder.weights().tensor("classifier.weight").is_some() {
-        let reason = "its classification head would be lost";
-        return Err(ConvertError::NotInGguf(reason.to_owned()));
-    }
+    let head = head(source)?;
     let mut writer = Writer::new();
     let metadata = config
         .to_gguf()
         .map_err(|why| ConvertError::NotInGguf(why.to_string()))?;
     let mut metadata: Vec<(String, Value)> = metadata;
     if !config.causal {
-        let pooling = match Pooling::of(source)? {
-            Pooling::Mean => 1,
-            Pooling::Cls => 2,
-            Pooling::Last => 3,
-        };
-        let name = config.architecture.row().gguf_name.unwrap_or_default();
-        metadata.push((format!("{name}.pooling_type"), Value::U32(pooling)));
+        metadata.extend(pooling(source, head.as_ref())?);
     }
     metadata.push(("general.quantization_version".to_owned(), Value::U32(2)));
     metadata.extend(tokenizer::metadata(folder, config)?);
@@ -94,6 +88,11 @@ pub fn to_gguf<W: Write>(
     for tensor in &tensors {
         writer.tensor(&tensor.name, &tensor.shape, tensor.format)?;
     }
+    let head = head.iter().flat_map(Head::in_gguf);
+    let head: Vec<_> = head.collect();
+    for (name, shape, _) in &head {
+        writer.tensor(name, shape, WeightFormat::F32)?;
+    }
     let total: usize = tensors.iter().map(Joined::bytes).sum();
     let mut out = writer.begin(out)?;
     for (_, values) in &divisors {
@@ -108,7 +107,46 @@ pub fn to_gguf<W: Write>(
         done += tensor.bytes();
         progress(done as u64, total as u64);
     }
+    for (_, _, values) in head {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        out.write_tensor(&bytes)?;
+    }
     Ok(out.finish()?)
+}
+
+/// The classification head, if the model has one and a GGUF file would mean the same.
+fn head(source: &ModelSource) -> Result<Option<Head>, ConvertError> {
+    let head = Head::read(source, &Budget::new(u64::MAX)).map_err(|why| match why {
+        ClassifierError::File(why) => ConvertError::File(why),
+        other => ConvertError::NotInGguf(other.to_string()),
+    })?;
+    let naming = source.config().architecture.row().hf_naming;
+    match head.as_ref().and_then(|head| head.not_in_gguf(naming)) {
+        Some(reason) => Err(ConvertError::NotInGguf(reason.to_owned())),
+        None => Ok(head),
+    }
+}
+
+/// How an encoder's rows become one vector, or classes and their names.
+fn pooling(
+    source: &ModelSource,
+    head: Option<&Head>,
+) -> Result<Vec<(String, Value)>, ConvertError> {
+    let row = source.config().gguf_architecture().row();
+    let key = |suffix: &str| format!("{}.{suffix}", row.gguf_name.unwrap_or_default());
+    let kind = match (head, Pooling::of(source)?) {
+        (Some(_), _) => 4,
+        (None, Pooling::Mean) => 1,
+        (None, Pooling::Cls) => 2,
+        (None, Pooling::Last) => 3,
+    };
+    let mut out = vec![(key("pooling_type"), Value::U32(kind))];
+    if let Some(head) = head {
+        let labels = head.labels.iter().cloned().collect();
+        let labels = Value::Array(Array::String(labels));
+        out.push((key("classifier.output_labels"), labels));
+    }
+    Ok(out)
 }
 
 impl Joined {

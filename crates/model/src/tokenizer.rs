@@ -371,6 +371,36 @@ impl Tokenizer {
         Ok(out)
     }
 
+    /// The tokens of two texts that are judged together, and where the second segment begins, for models that tell two
+    /// apart: as the tokenizer's own file has it, or as BERT and RoBERTa do.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_pair(
+        &self,
+        first: &str,
+        second: &str,
+    ) -> Result<(Vec<u32>, Option<usize>), TokenizerError> {
+        let Inner {
+            adds,
+            ids,
+            algorithm,
+            ..
+        } = &*self.inner;
+        if let Algorithm::Hf(encoder) = algorithm {
+            return encoder.encode_pair(first, second);
+        }
+        let mut tokens = self.encode(first, EncodeOptions::default())?;
+        let second_segment = tokens.len();
+        let second = self.encode(second, EncodeOptions::default())?;
+        let begins = ids.bos.is_some_and(|bos| second.first() == Some(&bos));
+        // RoBERTa puts EOS between the texts twice.
+        let roberta = adds.bos && adds.eos && !matches!(algorithm, Algorithm::WordPiece(_));
+        tokens.extend(ids.eos.filter(|_| roberta));
+        tokens.extend(&second[usize::from(begins)..]);
+        Ok((tokens, Some(second_segment)))
+    }
+
     /// The tokens of `text`, which must be UTF-8.
     ///
     /// # Errors
@@ -517,6 +547,11 @@ impl Tokenizer {
     /// Whether encoding with [`EncodeOptions::add_bos`] puts BOS first.
     pub fn adds_bos(&self) -> bool {
         self.inner.adds.bos
+    }
+
+    /// Whether encoding with [`EncodeOptions::add_bos`] puts EOS last.
+    pub fn adds_eos(&self) -> bool {
+        self.inner.adds.eos
     }
 
     /// Whether encoding puts a space before a text.

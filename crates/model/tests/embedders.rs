@@ -120,20 +120,23 @@ fn vectors_are_cut_and_texts_refused() {
 }
 
 #[test]
-fn wordpiece_survives_converting() {
-    let (folder, file) = (open("bert"), converted("bert"));
-    let (a, b) = (
-        Tokenizer::from_source(&folder).unwrap(),
-        Tokenizer::from_source(&file).unwrap(),
-    );
-    for text in ["The hen, 12 henned eggs.", "grüße", "a\tb  c", "東"] {
-        let expected = a.encode(text, EncodeOptions::default()).unwrap();
-        assert_eq!(
-            expected,
-            b.encode(text, EncodeOptions::default()).unwrap(),
-            "{text}"
-        );
-        assert_eq!((expected[0], *expected.last().unwrap()), (2, 3));
+fn vocabularies_survive_converting() {
+    for (name, first, last) in [("bert", 2, 3), ("xlm-roberta", 0, 2)] {
+        let [a, b] =
+            [open(name), converted(name)].map(|source| Tokenizer::from_source(&source).unwrap());
+        for text in [
+            "The hen, 12 henned eggs.",
+            "grüße",
+            "a\tb  c",
+            "東",
+            "  ﬁve ½ eggs ",
+            "Ｈｅｎ…\u{200b}é",
+        ] {
+            let encode = |of: &Tokenizer| of.encode(text, EncodeOptions::default()).unwrap();
+            let expected = encode(&a);
+            assert_eq!(expected, encode(&b), "{name} {text}");
+            assert_eq!((expected[0], *expected.last().unwrap()), (first, last));
+        }
     }
 }
 

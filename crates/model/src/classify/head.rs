@@ -15,7 +15,7 @@ use crate::source::{ModelFileError, ModelSource, TensorInfo, first_non_finite};
 /// Classes at most.
 const MAX_CLASSES: usize = 1 << 16;
 
-pub(super) struct Head {
+pub(crate) struct Head {
     dense: Option<Dense>,
     act: Act,
     norm: Option<(Buffer<f32>, Option<Buffer<f32>>, f64)>,
@@ -25,7 +25,7 @@ pub(super) struct Head {
     pub outcome: Outcome,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Act {
     Tanh,
     Of(Activation),
@@ -66,12 +66,15 @@ impl Head {
         let (dense, norm, output) = match (source.gguf(), naming) {
             (Some(_), _) => (["cls", "cls"], "cls.norm", "cls.output"),
             (None, HfNaming::ModernBert) => (["head.dense"; 2], "head.norm", "classifier"),
+            (None, _) if config.architecture.row().hf_unused_positions > 0 => {
+                (["classifier.dense"; 2], "", "classifier.out_proj")
+            }
             (None, _) => (["bert.pooler.dense", "pooler.dense"], "", "classifier"),
         };
         let Some(info) = files.tensor(&format!("{output}.weight")) else {
             return Ok(None);
         };
-        let classes = info.shape[0];
+        let classes = info.rows();
         if classes > MAX_CLASSES {
             let reason = format!("has {classes} rows; at most {MAX_CLASSES} classes are taken");
             return Err(files.refuse(info, reason).into());
@@ -110,6 +113,44 @@ impl Head {
             outcome: outcome(&said, labels.len()),
             labels,
         }))
+    }
+
+    /// The head's tensors as GGUF files call them: name, shape and values.
+    pub fn in_gguf(&self) -> Vec<(&'static str, Vec<usize>, &[f32])> {
+        let mut out: Vec<(&'static str, Vec<usize>, &[f32])> = Vec::new();
+        let matrices = [
+            (self.dense.as_ref(), "cls.weight", "cls.bias"),
+            (Some(&self.output), "cls.output.weight", "cls.output.bias"),
+        ];
+        for (dense, weight, bias) in matrices {
+            let Some(dense) = dense else { continue };
+            let cols = dense.weight.len() / dense.rows;
+            out.push((weight, vec![dense.rows, cols], &dense.weight));
+            if let Some(values) = &dense.bias {
+                out.push((bias, vec![values.len()], values));
+            }
+        }
+        if let Some((weight, bias, _)) = &self.norm {
+            out.push(("cls.norm.weight", vec![weight.len()], weight));
+            if let Some(bias) = bias {
+                out.push(("cls.norm.bias", vec![bias.len()], bias));
+            }
+        }
+        out
+    }
+
+    /// Why a GGUF file, which does not say how the head is used, would mean another one.
+    pub fn not_in_gguf(&self, naming: HfNaming) -> Option<&'static str> {
+        let usual = usual_act(naming);
+        if self.pooling != Pooling::Cls {
+            Some("its classification head reads the mean of all rows, not the first")
+        } else if self.act != usual {
+            Some("its classification head has another activation than is usual")
+        } else if self.outcome != outcome(&Config::default(), self.labels.len()) {
+            Some("its logits become probabilities in another way than is usual")
+        } else {
+            None
+        }
     }
 
     /// The logits of one pooled row.
@@ -171,6 +212,14 @@ fn outcome(config: &Config, classes: usize) -> Outcome {
     }
 }
 
+/// The activation of a head where the files do not name it.
+fn usual_act(naming: HfNaming) -> Act {
+    match naming {
+        HfNaming::ModernBert => Act::Of(Activation::GeluErf),
+        _ => Act::Tanh,
+    }
+}
+
 impl Files<'_> {
     fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         match (self.source.gguf(), self.source.folder()) {
@@ -201,7 +250,8 @@ impl Files<'_> {
         let Some(info) = self.tensor(name) else {
             return Ok(None);
         };
-        if info.shape != shape {
+        // Files may leave out a dimension of 1.
+        if info.shape != shape && !(shape[0] == 1 && info.shape == shape[1..]) {
             let reason = format!("has the shape {:?}, not {shape:?}", info.shape);
             return Err(self.refuse(info, reason).into());
         }
@@ -238,10 +288,11 @@ impl Files<'_> {
 
     fn activation(&self, naming: HfNaming, config: &Config) -> Result<Act, ModelFileError> {
         if naming != HfNaming::ModernBert {
-            return Ok(Act::Tanh);
+            return Ok(usual_act(naming));
         }
         match config.classifier_activation.as_deref() {
-            None | Some("gelu") => Ok(Act::Of(Activation::GeluErf)),
+            None => Ok(usual_act(naming)),
+            Some("gelu") => Ok(Act::Of(Activation::GeluErf)),
             Some("silu") => Ok(Act::Of(Activation::Silu)),
             Some("tanh") => Ok(Act::Tanh),
             Some(other) => {

@@ -42,6 +42,11 @@ pub enum Architecture {
     GptNeox,
     /// BERT and MiniLM: encoders, whose tokens attend to those before and after them.
     Bert,
+    /// RoBERTa: BERT whose positions begin after two rows that nothing uses.
+    Roberta,
+    /// XLM-RoBERTa and bge-m3: RoBERTa with a Unigram vocabulary.
+    #[serde(rename = "xlm-roberta")]
+    XlmRoberta,
     /// nomic-embed-text: BERT with rotary embedding, a gate, and no biases but those of norms.
     #[serde(rename = "nomic-bert")]
     NomicBert,
@@ -180,6 +185,8 @@ pub struct ArchitectureRow {
     pub no_rope_step: Option<usize>,
     /// Whether positions are learned, instead of rotary embedding.
     pub learned_positions: bool,
+    /// Rows before those of learned positions in Hugging Face folders; GGUF files leave them out.
+    pub hf_unused_positions: usize,
     /// Whether the probabilities of the chosen experts are brought to a sum of 1 where the file does not say.
     pub normalizes_experts: bool,
     /// Whether a token attends only to itself and those before it.
@@ -209,6 +216,7 @@ const LLAMA: ArchitectureRow = ArchitectureRow {
     window_pattern: WindowPattern::All,
     no_rope_step: None,
     learned_positions: false,
+    hf_unused_positions: 0,
     normalizes_experts: true,
     causal: true,
 };
@@ -241,6 +249,27 @@ const GPT2: ArchitectureRow = ArchitectureRow {
     ffn_bias: true,
     learned_positions: true,
     ..LLAMA
+};
+
+const BERT: ArchitectureRow = ArchitectureRow {
+    architecture: Architecture::Bert,
+    gguf_name: Some("bert"),
+    hf_name: "bert",
+    hf_naming: HfNaming::Bert,
+    gguf_fused_qkv: false,
+    norm_place: NormPlace::AfterSum,
+    embedding_norm: true,
+    activation: Activation::GeluErf,
+    causal: false,
+    ..GPT2
+};
+
+const ROBERTA: ArchitectureRow = ArchitectureRow {
+    architecture: Architecture::Roberta,
+    gguf_name: None, // converted to "bert"
+    hf_name: "roberta",
+    hf_unused_positions: 2,
+    ..BERT
 };
 
 /// All architectures.
@@ -360,17 +389,12 @@ pub const ARCHITECTURES: &[ArchitectureRow] = &[
         learned_positions: false,
         ..GPT2
     },
+    BERT,
+    ROBERTA,
     ArchitectureRow {
-        architecture: Architecture::Bert,
-        gguf_name: Some("bert"),
-        hf_name: "bert",
-        hf_naming: HfNaming::Bert,
-        gguf_fused_qkv: false,
-        norm_place: NormPlace::AfterSum,
-        embedding_norm: true,
-        activation: Activation::GeluErf,
-        causal: false,
-        ..GPT2
+        architecture: Architecture::XlmRoberta,
+        hf_name: "xlm-roberta",
+        ..ROBERTA
     },
     ArchitectureRow {
         architecture: Architecture::NomicBert,

@@ -88,6 +88,7 @@ pub(super) struct RawConfig {
     scale_attn_weights: Option<bool>,
     position_embedding_type: Option<String>,
     type_vocab_size: Option<usize>,
+    pad_token_id: Option<i64>,
     bos_token_id: Option<Value>,
     eos_token_id: Option<Value>,
 }
@@ -178,7 +179,7 @@ impl Reader<'_> {
         let hidden_size = self.need(Field::HiddenSize, raw.hidden_size)?;
         let heads = self.need(Field::Heads, raw.num_attention_heads)?;
         let head_dim = self.head_dim(hidden_size, heads)?;
-        let context_length = self.need(Field::ContextLength, raw.max_position_embeddings)?;
+        let context_length = self.context_length(row)?;
         let layers = self.need(Field::Layers, raw.num_hidden_layers)?;
         let biased = raw.attention_bias == Some(true);
         let (rope, window_rope) = self.ropes(row, head_dim, context_length)?;
@@ -235,6 +236,26 @@ impl Reader<'_> {
                 .first()
                 .copied(),
             eos: tokens(self.path, "eos_token_id", raw.eos_token_id.as_ref())?,
+        })
+    }
+
+    /// Tokens that the model was made for: of RoBERTa's kind fewer than the rows of learned positions.
+    fn context_length(&self, row: &ArchitectureRow) -> Result<usize, ModelFileError> {
+        let rows = self.need(Field::ContextLength, self.raw.max_position_embeddings)?;
+        let unused = row.hf_unused_positions;
+        // Positions count from after the padding token's id.
+        if unused > 0
+            && self
+                .raw
+                .pad_token_id
+                .is_some_and(|id| id + 1 != unused as i64)
+        {
+            let reason = format!("is not {}, so that positions begin elsewhere", unused - 1);
+            return Err(self.refuse("pad_token_id", reason));
+        }
+        rows.checked_sub(unused).ok_or_else(|| {
+            let field = Dialect::HuggingFace.name(Field::ContextLength);
+            self.refuse(&field, format!("must be more than {unused}, not {rows}"))
         })
     }
 

@@ -11,9 +11,10 @@ pub struct NotInGguf(pub String);
 impl ModelConfig {
     /// The row under whose name a GGUF file holds this model.
     pub(crate) fn gguf_architecture(&self) -> Architecture {
-        match self.architecture.row().gguf_name {
-            Some(_) => self.architecture,
-            None => Architecture::Llama,
+        match self.architecture {
+            Architecture::Roberta | Architecture::XlmRoberta => Architecture::Bert,
+            other if other.row().gguf_name.is_some() => other,
+            _ => Architecture::Llama,
         }
     }
 

@@ -10,6 +10,7 @@ use crate::safetensors::{HfFolder, read_json};
 use crate::tokenizer::{TokenType, Tokenizer, TokenizerError, splitter_name};
 
 use super::ConvertError;
+use super::unigram::Unigram;
 
 /// The entries `tokenizer.ggml.*` for the tokenizer of `folder`.
 ///
@@ -57,6 +58,11 @@ pub(super) fn metadata(
             let prefix = json["model"]["continuing_subword_prefix"].as_str();
             mark_beginnings(&mut tokens, &types, prefix.unwrap_or("##"));
         }
+        "Unigram" => {
+            let unigram = Unigram::read(&json, tokens.len()).map_err(refuse)?;
+            unigram.put(&mut put);
+            put("add_eos_token", Value::Bool(tokenizer.adds_eos()));
+        }
         other => return Err(refuse(format!("its model '{other}' is not converted")).into()),
     }
     put(
@@ -69,12 +75,14 @@ pub(super) fn metadata(
         if let Some(cls) = tokenizer.bos() {
             put("cls_token_id", Value::U32(cls));
         }
-        let types = config.token_types.unwrap_or(1) as u32;
-        put("token_type_count", Value::U32(types));
     } else {
         put("add_bos_token", Value::Bool(tokenizer.adds_bos()));
         let prefix = tokenizer.adds_space_prefix();
         put("add_space_prefix", Value::Bool(prefix));
+    }
+    if !config.causal {
+        let types = config.token_types.unwrap_or(1) as u32;
+        put("token_type_count", Value::U32(types));
     }
     Ok(out)
 }
@@ -129,6 +137,10 @@ impl File<'_> {
             for (text, id) in vocab {
                 put(text, id.as_u64())?;
             }
+        }
+        let pieces = self.json["model"]["vocab"].as_array();
+        for (id, piece) in (0..).zip(pieces.into_iter().flatten()) {
+            put(piece[0].as_str().unwrap_or_default(), Some(id))?;
         }
         let added = self.json["added_tokens"].as_array();
         for token in added.into_iter().flatten() {

@@ -187,7 +187,7 @@ fn hf_candidates(name: TensorName, config: &ModelConfig, prefix: &str) -> Vec<(S
         HfNaming::Llama => llama(name, config, prefix),
         HfNaming::Gpt2 => gpt2(name, config, prefix),
         HfNaming::GptNeox => gpt_neox(name, prefix),
-        HfNaming::Bert => bert(name, prefix),
+        HfNaming::Bert => bert(name, config, prefix),
         HfNaming::NomicBert => nomic_bert(name, config, prefix),
         HfNaming::ModernBert => modern_bert(name, config, prefix),
     }
@@ -354,10 +354,15 @@ fn gpt_neox(name: TensorName, prefix: &str) -> Vec<(String, Part)> {
     vec![(format!("{prefix}layers.{layer}.{suffix}"), part)]
 }
 
-fn bert(name: TensorName, prefix: &str) -> Vec<(String, Part)> {
+fn bert(name: TensorName, config: &ModelConfig, prefix: &str) -> Vec<(String, Part)> {
     let TensorName::Layer(layer, tensor) = name else {
         let suffix = match name {
-            TensorName::PositionEmbedding => "position_embeddings.weight",
+            TensorName::PositionEmbedding => {
+                let first = config.architecture.row().hf_unused_positions;
+                let of = config.learned_positions.unwrap_or(0) + first;
+                let name = format!("{prefix}embeddings.position_embeddings.weight");
+                return vec![(name, Part::Rows { first, of })];
+            }
             TensorName::TypeEmbedding => "token_type_embeddings.weight",
             TensorName::EmbeddingNorm => "LayerNorm.weight",
             TensorName::EmbeddingNormBias => "LayerNorm.bias",
@@ -477,6 +482,8 @@ pub(super) fn is_harmless(name: &str, config: &ModelConfig) -> bool {
             "cls.",
             "pooler.",
             "bert.pooler.",
+            "roberta.pooler.",
+            "lm_head.",
             "head.",
             "decoder.",
             "classifier.",

@@ -85,6 +85,22 @@ impl HfEncoder {
     }
 }
 
+impl HfEncoder {
+    /// Two texts as the file's template joins them, and where segment 1 begins.
+    pub fn encode_pair(
+        &self,
+        first: &str,
+        second: &str,
+    ) -> Result<(Vec<u32>, Option<usize>), TokenizerError> {
+        let encoded = guarded(|| self.taking_all_as_text.encode((first, second), true))?;
+        let encoded = encoded.map_err(|error| TokenizerError::Split {
+            reason: error.to_string(),
+        })?;
+        let second_segment = encoded.get_type_ids().iter().position(|&id| id == 1);
+        Ok((encoded.get_ids().to_vec(), second_segment))
+    }
+}
+
 /// Reads the files.
 ///
 /// # Errors

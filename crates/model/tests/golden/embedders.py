@@ -8,6 +8,7 @@
 Weights are random, in BF16; vectors are computed in float64 and brought to length 1.
 """
 
+import base64
 import json
 import pathlib
 import shutil
@@ -50,12 +51,44 @@ def wordpiece() -> dict:
     }
 
 
+def unigram() -> dict:
+    """A Unigram tokenizer of VOCAB tokens in the form of XLM-RoBERTa's, with pieces and table of ../data's."""
+    known = json.loads((HERE / "../data/tokenizer/unigram.json").read_text())["vocabulary"]
+    pieces = list(zip(known["tokenizer.ggml.tokens"], known["tokenizer.ggml.scores"]))
+    vocab = [(word, 0.0) for word in ("<s>", "<pad>", "</s>", "<unk>")] + pieces[4:VOCAB - 1] + [("<mask>", 0.0)]
+    assert len(vocab) == VOCAB
+    ids = {word: vocab.index((word, 0.0)) for word in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")}
+    added = [{"id": id, "content": word, "single_word": False, "lstrip": word == "<mask>", "rstrip": False,
+              "normalized": False, "special": True} for word, id in ids.items()]
+    special = lambda word: {"SpecialToken": {"id": word, "type_id": 0}}
+    text = lambda which: {"Sequence": {"id": which, "type_id": 0}}
+    single = [special("<s>"), text("A"), special("</s>")]
+    table = base64.b64encode(bytes(known["tokenizer.ggml.precompiled_charsmap"])).decode()
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": table}]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "WhitespaceSplit"}, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}]},
+        "post_processor": {"type": "TemplateProcessing", "single": single,
+                           "pair": single + [special("</s>"), text("B"), special("</s>")],
+                           "special_tokens": {word: {"id": word, "ids": [ids[word]], "tokens": [word]} for word in ("<s>", "</s>")}},
+        "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+        "model": {"type": "Unigram", "unk_id": 3, "vocab": vocab, "byte_fallback": False},
+    }
+
+
 BERT_TOKENS = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]",
                "tokenizer_class": "BertTokenizer"}
+XLM_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>",
+              "pad_token": "<pad>", "mask_token": "<mask>", "tokenizer_class": "XLMRobertaTokenizer"}
 QWEN_TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "tokenizer_class": "PreTrainedTokenizerFast"}
 CASES = {
     "bert": (T.BertConfig(vocab_size=VOCAB, hidden_size=36, num_hidden_layers=3, num_attention_heads=3, intermediate_size=60,
                           max_position_embeddings=64), "mean", BERT_TOKENS),
+    # 64 positions: the first two rows are not used.
+    "xlm-roberta": (T.XLMRobertaConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=1, num_attention_heads=3,
+                                       intermediate_size=28, max_position_embeddings=66, type_vocab_size=1,
+                                       layer_norm_eps=1e-5), "mean", XLM_TOKENS),
     "nomic-bert": (T.NomicBertConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
                                      intermediate_size=28, max_position_embeddings=64), "mean", BERT_TOKENS),
     # Windows of 6 to each side, much shorter than the text.
@@ -66,6 +99,14 @@ CASES = {
                                       num_attention_heads=6, num_key_value_heads=2, head_dim=10, max_position_embeddings=128,
                                       tie_word_embeddings=True, bos_token_id=256, eos_token_id=257), "last", QWEN_TOKENS),
 }
+
+
+def positions(config) -> dict:
+    """Where positions begin later they are given: TOKENS holds the padding token, which transformers would not count."""
+    if config.model_type != "xlm-roberta":
+        return {}
+    first = config.pad_token_id + 1
+    return {"position_ids": torch.arange(first, first + len(TOKENS))[None]}
 
 
 def pooled(rows, how):
@@ -87,12 +128,13 @@ def make(name: str) -> dict:
             value.copy_(value.bfloat16())
     model = model.double()
     with torch.no_grad():
-        rows = model(torch.tensor([TOKENS])).last_hidden_state[0]
+        rows = model(torch.tensor([TOKENS]), **positions(config)).last_hidden_state[0]
     folder = HERE / "embedders" / name
     shutil.rmtree(folder, ignore_errors=True)
     model.bfloat16().save_pretrained(folder)
-    tokenizer = wordpiece() if "bert" in name else tokenizer_json()
-    if "bert" not in name:
+    makers = {id(BERT_TOKENS): wordpiece, id(XLM_TOKENS): unigram, id(QWEN_TOKENS): tokenizer_json}
+    tokenizer = makers[id(tokens)]()
+    if tokens is QWEN_TOKENS:
         tokenizer["model"]["vocab"] |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     write_json(folder / "tokenizer.json", tokenizer)
     write_json(folder / "tokenizer_config.json", tokens)

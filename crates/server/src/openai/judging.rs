@@ -52,16 +52,11 @@ impl ClassifierModel {
             .map_err(|why| ApiError::field(field, why.to_string()))
     }
 
-    /// Both texts, each with what ends it, and the beginning of the first only.
+    /// Both texts, as the model's tokenizer joins them.
     fn pair(&self, (field, first): (&str, &str), second: &str) -> Result<Encoded, ApiError> {
-        let mut tokens = self.encode(field, first)?;
-        let second = self.encode(field, second)?;
-        let begins_alike = second.first() == tokens.first()
-            && second
-                .first()
-                .is_some_and(|&id| self.tokenizer.is_special(id));
-        let second_segment = Some(tokens.len());
-        tokens.extend(&second[usize::from(begins_alike)..]);
+        let encoded = self.tokenizer.encode_pair(first, second);
+        let (tokens, second_segment) =
+            encoded.map_err(|why| ApiError::field(field, why.to_string()))?;
         Ok(Encoded {
             tokens,
             second_segment,
