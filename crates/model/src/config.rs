@@ -9,6 +9,7 @@ mod from_gguf;
 mod from_gguf_options;
 mod from_hf;
 mod from_hf_rope;
+mod int4;
 mod rope;
 mod to_gguf;
 
@@ -28,6 +29,7 @@ pub use experts::ExpertsConfig;
 pub(crate) use field::{Dialect, Field};
 pub(crate) use from_gguf::architecture_name;
 pub(crate) use from_hf::{HfConfigFiles, model_type};
+pub use int4::{Int4Config, Int4Layout};
 pub use rope::{RopeConfig, RopeScaling};
 
 /// Layers that a model may have.
@@ -126,6 +128,8 @@ pub struct ModelConfig {
     pub logit_scale: f32,
     /// Logits become `cap * tanh(logit / cap)`.
     pub logit_cap: Option<f32>,
+    /// How matrices are packed in 4 bits, if they are.
+    pub int4: Option<Int4Config>,
     /// Whether there is an output matrix at all: encoders have none.
     pub has_output: bool,
     /// The output matrix is the token embedding.

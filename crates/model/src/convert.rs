@@ -234,6 +234,10 @@ fn write_part(
             true => of_neighbours(row, config.head_dim),
             false => row,
         };
+        if format == tensor.format && tensor.keeps_codes(from, &mut bytes)? {
+            write(&bytes)?;
+            continue;
+        }
         tensor.read_row(from, &mut values);
         if turned && tensor.shape.len() == 1 {
             let turned = (0..values.len()).map(|i| values[of_neighbours(i, config.head_dim)]);

@@ -4,7 +4,7 @@
 //! model.safetensors = | header length u64 | header, JSON | data |
 //! header = { "name": { "dtype": "BF16", "shape": [rows, cols], "data_offsets": [begin, end] }, … }
 //! ```
-//! Offsets count from the start of the data. Weights in F32, F16 and BF16 are read.
+//! Offsets count from the start of the data. Weights in F32, F16, BF16 and FP8 are read, and matrices that are packed in 4 bits.
 
 mod header;
 mod index;
@@ -139,6 +139,7 @@ pub struct HfFolder {
     config_path: PathBuf,
     config: Vec<u8>,
     generation: Option<(PathBuf, Vec<u8>)>,
+    quantize: Option<(PathBuf, Vec<u8>)>,
     weights: SafetensorsFiles,
 }
 
@@ -152,19 +153,21 @@ impl HfFolder {
         let folder = folder.as_ref().to_owned();
         let config_path = folder.join("config.json");
         let config = read_json(&config_path)?;
-        let generation_path = folder.join("generation_config.json");
-        let generation = if generation_path.is_file() {
-            let contents = read_json(&generation_path)?;
-            Some((generation_path, contents))
-        } else {
-            None
+        let optional = |name: &str| {
+            let path = folder.join(name);
+            let is_there = path.is_file();
+            let read = is_there.then(|| read_json(&path)).transpose();
+            read.map(|contents| contents.map(|contents| (path, contents)))
         };
+        let generation = optional("generation_config.json")?;
+        let quantize = optional("quantize_config.json")?;
         let weights = open_weights(&folder)?;
         Ok(Self {
             folder,
             config_path,
             config,
             generation,
+            quantize,
             weights,
         })
     }
@@ -185,6 +188,7 @@ impl HfFolder {
             folder,
             config,
             generation: None,
+            quantize: None,
             weights,
         })
     }
@@ -209,6 +213,11 @@ impl HfFolder {
         self.generation
             .as_ref()
             .map(|(_, contents)| contents.as_slice())
+    }
+
+    /// The contents of `quantize_config.json`, if there is one.
+    pub fn quantize_config_json(&self) -> Option<&[u8]> {
+        self.quantize.as_ref().map(|(_, contents)| &contents[..])
     }
 
     /// The path of `tokenizer.json`, if there is one.
@@ -243,13 +252,14 @@ impl HfFolder {
     /// # Errors
     /// If the architecture is not known, or a field is missing, out of range, or asks for something not supported.
     pub fn config(&self) -> Result<ModelConfig, ModelFileError> {
+        fn lent(file: &(PathBuf, Vec<u8>)) -> (&Path, &[u8]) {
+            (&file.0, &file.1)
+        }
         let files = HfConfigFiles {
             path: &self.config_path,
             config: &self.config,
-            generation: self
-                .generation
-                .as_ref()
-                .map(|(path, contents)| (path.as_path(), contents.as_slice())),
+            generation: self.generation.as_ref().map(lent),
+            quantize: self.quantize.as_ref().map(lent),
         };
         let mut config = ModelConfig::from_hf(files, &|suffix| {
             HF_PREFIXES.iter().any(|prefix| {

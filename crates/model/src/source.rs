@@ -10,6 +10,7 @@ mod fingerprint;
 mod finite;
 mod locate;
 mod names;
+mod packed;
 mod read;
 pub mod tensor;
 

@@ -10,7 +10,7 @@ use super::{ClassifierError, Outcome, activate};
 use crate::config::{Activation, HfNaming};
 use crate::embed::Pooling;
 use crate::gguf::{Array, Value};
-use crate::source::{ModelFileError, ModelSource, TensorInfo, first_non_finite};
+use crate::source::{ModelFileError, ModelSource, Stored, TensorInfo, first_non_finite};
 
 /// Classes at most.
 const MAX_CLASSES: usize = 1 << 16;
@@ -253,6 +253,10 @@ impl Files<'_> {
         // Files may leave out a dimension of 1.
         if info.shape != shape && !(shape[0] == 1 && info.shape == shape[1..]) {
             let reason = format!("has the shape {:?}, not {shape:?}", info.shape);
+            return Err(self.refuse(info, reason).into());
+        }
+        if info.stored != Stored::AsFormat {
+            let reason = format!("is {}, which is not supported here", info.type_name());
             return Err(self.refuse(info, reason).into());
         }
         let data = match (self.source.gguf(), self.source.folder()) {

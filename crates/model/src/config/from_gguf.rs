@@ -126,6 +126,7 @@ impl Reader<'_> {
             residual_scale: self.scale(row, Field::ResidualScale)?.unwrap_or(1.0),
             logit_scale: 1.0 / self.scale(row, Field::LogitScale)?.unwrap_or(1.0),
             logit_cap: self.cap(row, Field::LogitCap, 30.0)?,
+            int4: None,
             has_output: row.causal,
             tied_embeddings: row.causal && !self.has("output.weight"),
             bos: self.token("tokenizer.ggml.bos_token_id")?,

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::from_hf_rope::RawRope;
 use super::{
     ARCHITECTURES, Activation, Architecture, ArchitectureRow, Dialect, ExpertsConfig, Field,
-    LayerKind, MAX_LAYERS, ModelConfig, NormConfig, NormKind, QkNorm, WindowPattern,
+    Int4Config, LayerKind, MAX_LAYERS, ModelConfig, NormConfig, NormKind, QkNorm, WindowPattern,
 };
 use crate::source::ModelFileError;
 
@@ -108,6 +108,8 @@ pub(crate) struct HfConfigFiles<'a> {
     pub config: &'a [u8],
     /// Path and contents of `generation_config.json`, if there is one.
     pub generation: Option<(&'a Path, &'a [u8])>,
+    /// Path and contents of `quantize_config.json`, if there is one.
+    pub quantize: Option<(&'a Path, &'a [u8])>,
 }
 
 impl ModelConfig {
@@ -132,6 +134,7 @@ impl ModelConfig {
         let reader = Reader { path, raw: &raw };
         reader.refuse_unsupported(row)?;
         let mut config = reader.config(row, has_tensor)?;
+        config.int4 = reader.int4(files.quantize)?;
         if let Some((path, contents)) = files.generation {
             let generation: RawGeneration = parse(path, contents)?;
             for token in tokens(path, "eos_token_id", generation.eos_token_id.as_ref())? {
@@ -230,6 +233,7 @@ impl Reader<'_> {
             residual_scale: raw.residual_multiplier.unwrap_or(1.0),
             logit_scale: 1.0 / raw.logits_scaling.unwrap_or(1.0),
             logit_cap: raw.final_logit_softcapping,
+            int4: None,
             has_output: row.causal,
             tied_embeddings: row.causal && raw.tie_word_embeddings.unwrap_or(ties_by_default(row)),
             bos: tokens(self.path, "bos_token_id", raw.bos_token_id.as_ref())?
@@ -404,22 +408,20 @@ impl Reader<'_> {
                 return Err(self.refuse("position_embedding_type", reason));
             }
         }
-        self.refuse_quantization()
+        Ok(())
     }
 
-    /// FP8 weights carry their scales beside them and are read; other methods lay weights out in their own ways.
-    fn refuse_quantization(&self) -> Result<(), ModelFileError> {
-        let Some(quantization) = &self.raw.quantization_config else {
-            return Ok(());
-        };
-        let method = quantization["quant_method"]
-            .as_str()
-            .unwrap_or("of an unnamed method");
-        if matches!(method, "fp8" | "fbgemm_fp8") {
-            return Ok(());
+    /// How weights are packed. FP8 weights carry their scales beside them; other methods lay weights out in their own ways.
+    fn int4(&self, beside: Option<(&Path, &[u8])>) -> Result<Option<Int4Config>, ModelFileError> {
+        if let Some(quantization) = &self.raw.quantization_config {
+            let read = Int4Config::read(quantization);
+            return read.map_err(|reason| self.refuse("quantization_config", reason));
         }
-        let reason = format!("quantized weights ({method}) are not supported (fp8 is)");
-        Err(self.refuse("quantization_config", reason))
+        let Some((path, contents)) = beside else {
+            return Ok(None);
+        };
+        Int4Config::read(&parse(path, contents)?)
+            .map_err(|reason| ModelFileError::config(path, "bits", reason))
     }
 
     /// The window, and what each layer is.

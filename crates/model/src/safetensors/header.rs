@@ -108,9 +108,10 @@ fn format(dtype: &str) -> Result<(WeightFormat, Stored), String> {
         // Times their scales these are read as BF16, which holds their fractions exactly.
         "F8_E4M3" => Ok((WeightFormat::BF16, Stored::F8E4M3)),
         "F8_E5M2" => Ok((WeightFormat::BF16, Stored::F8E5M2)),
-        "F64" | "F8_E8M0" | "F4" | "F6_E2M3" | "F6_E3M2" | "I64" | "U64" | "I32" | "U32"
-        | "I16" | "U16" | "I8" | "U8" | "BOOL" | "C64" => Err(format!(
-            "{dtype} is not supported (F32, F16, BF16, F8_E4M3 and F8_E5M2 are)"
+        "I32" => Ok((WeightFormat::F32, Stored::I32)),
+        "F64" | "F8_E8M0" | "F4" | "F6_E2M3" | "F6_E3M2" | "I64" | "U64" | "U32" | "I16"
+        | "U16" | "I8" | "U8" | "BOOL" | "C64" => Err(format!(
+            "{dtype} is not supported (F32, F16, BF16, F8_E4M3, F8_E5M2 and packed I32 are)"
         )),
         other => Err(format!("the type '{other}' is not known")),
     }
@@ -157,7 +158,7 @@ fn place(
         };
         let bytes = tensor_bytes(format, &shape).map_err(fault)?;
         let bytes = match stored {
-            Stored::AsFormat => bytes,
+            Stored::AsFormat | Stored::I32 => bytes,
             Stored::F8E4M3 | Stored::F8E5M2 => bytes / format.block_bytes(),
         };
         let (begin, end) = entry.data_offsets;

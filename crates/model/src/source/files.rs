@@ -490,10 +490,15 @@ pub(super) fn is_harmless(name: &str, config: &ModelConfig) -> bool {
         ]
         .iter()
         .any(|p| name.starts_with(p));
+    let packed = config.int4.is_some()
+        && [".qzeros", ".scales", ".g_idx"]
+            .iter()
+            .any(|end| name.ends_with(end));
     let scales = [".weight_scale", ".weight_scale_inv", ".input_scale"];
     in_config.contains(&name)
         || tied
         || head
+        || packed
         || derived.iter().any(|end| name.ends_with(end))
         || scales.iter().any(|end| name.ends_with(end))
 }

@@ -44,6 +44,9 @@ pub(super) fn of(
             &mut hasher,
             folder.generation_config_json().unwrap_or_default(),
         );
+        if let Some(quantize) = folder.quantize_config_json() {
+            part(&mut hasher, quantize);
+        }
         let tokenizer = match folder.tokenizer_json() {
             Some(path) => read_json(&path)?,
             None => Vec::new(),

@@ -7,6 +7,7 @@ use neap_kernels::format::WeightFormat;
 
 use super::files::{self, HF_PREFIXES, Naming, Part, candidates};
 use super::names::TensorName;
+use super::packed::{self, Packed};
 use super::tensor::{Stored, TensorInfo};
 use super::{Container, ModelFileError};
 use crate::config::ModelConfig;
@@ -28,6 +29,8 @@ pub(super) struct Located {
     pub bytes: usize,
     /// The scales of an FP8 tensor.
     pub scale: Option<F8Scale>,
+    /// The parts of a matrix that is packed in 4 bits.
+    pub packed: Option<Packed>,
 }
 
 /// The scales of an FP8 tensor: the number of their tensor, and how many rows and columns share one.
@@ -126,6 +129,9 @@ fn find(
     let mut misshapen = None;
     for (file_name, part) in &candidates {
         let Some(number) = container.tensor_number(file_name) else {
+            if let Some(found) = packed::find(file_name, *part, &shape, config, container)? {
+                return Ok(place_packed(found, shape));
+            }
             continue;
         };
         let info = &container.tensors()[number];
@@ -162,6 +168,20 @@ fn file_shape(wanted: &[usize], part: Part) -> Vec<usize> {
     }
 }
 
+fn place_packed((packed, format): packed::Found, shape: Vec<usize>) -> Located {
+    let values: usize = shape.iter().product();
+    Located {
+        tensor: packed.codes,
+        bytes: values / format.block_len() * format.block_bytes(),
+        shape,
+        part: Part::Whole,
+        format,
+        direct: false,
+        scale: None,
+        packed: Some(packed),
+    }
+}
+
 fn place(
     number: usize,
     shape: Vec<usize>,
@@ -193,6 +213,7 @@ fn place(
     }
     let scale = match info.stored {
         Stored::AsFormat => None,
+        Stored::I32 => return refuse("holds integers, not weights".to_owned()),
         _ if shape.len() != 2 => {
             return refuse("FP8 is supported for matrices only".to_owned());
         }
@@ -209,6 +230,7 @@ fn place(
         format: info.format,
         direct: contiguous && info.stored == Stored::AsFormat,
         scale,
+        packed: None,
     })
 }
 

@@ -1,4 +1,5 @@
-//! Values that do not stand in a file as the decoder wants them: transposed, head by head, in FP8, or to be quantized.
+//! Values that do not stand in a file as the decoder wants them: transposed, head by head, in FP8, packed in
+//! 4 bits, or to be quantized.
 
 use neap_kernels::format::WeightFormat;
 
@@ -25,6 +26,9 @@ impl SourceTensor<'_> {
     /// If there is no such row or `out` has not the length of a row.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows() && out.len() == self.cols(), "a row");
+        if let Some(packed) = self.located.packed {
+            return packed.read_row(&self.source.container, row, out);
+        }
         let info = self.info();
         let file = &self.source.container.file_bytes(info.file)[info.range()];
         let cols = self.cols();
@@ -72,6 +76,7 @@ impl SourceTensor<'_> {
             }
             Stored::F8E4M3 => f8_e4m3_to_f32,
             Stored::F8E5M2 => f8_e5m2_to_f32,
+            Stored::I32 => unreachable!("integers are refused where weights are wanted"),
         };
         for (value, &bits) in out.iter_mut().zip(&file[first..]) {
             *value = byte(bits);
@@ -109,6 +114,9 @@ impl SourceTensor<'_> {
         let mut values = vec![0.0; self.cols()];
         let row_bytes = out.len() / self.rows().max(1);
         for (row, out) in out.chunks_exact_mut(row_bytes.max(1)).enumerate() {
+            if self.keeps_codes(row, out)? {
+                continue;
+            }
             self.read_row(row, &mut values);
             if let Some(col) = values.iter().position(|value| !value.is_finite()) {
                 let reason = format!("the value in row {row}, column {col} is not a finite number");
@@ -119,6 +127,24 @@ impl SourceTensor<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Writes one row in [`SourceTensor::format`], if its codes stand in the file packed in another way. Whether they do.
+    ///
+    /// # Errors
+    /// If a scale is no finite number.
+    pub(crate) fn keeps_codes(&self, row: usize, out: &mut [u8]) -> Result<bool, ModelFileError> {
+        let Some(packed) = self.located.packed else {
+            return Ok(false);
+        };
+        if !matches!(self.format, WeightFormat::Q4_0 | WeightFormat::Q4_1) {
+            return Ok(false);
+        }
+        let container = &self.source.container;
+        match packed.encode_row(container, self.format, row, out) {
+            Ok(()) => Ok(true),
+            Err(reason) => Err(ModelFileError::tensor(self.path, self.name, reason)),
+        }
     }
 }
 
@@ -135,7 +161,8 @@ impl ModelSource {
         self.quantize = Some(format);
         for (name, place) in &mut self.located {
             let info = &self.container.tensors()[place.tensor as usize];
-            let Some(format) = quantized(*name, format).filter(|_| info.format.is_float()) else {
+            let is_float = info.format.is_float() && place.packed.is_none();
+            let Some(format) = quantized(*name, format).filter(|_| is_float) else {
                 continue;
             };
             let cols = place.shape.last().copied().unwrap_or(0);

@@ -14,6 +14,8 @@ pub enum Stored {
     F8E4M3,
     /// One byte each: sign, 5 bits of exponent, 2 of fraction.
     F8E5M2,
+    /// Integers of 32 bits, which are parts of something else: of the tensor's format they have only the size.
+    I32,
 }
 
 /// Where a tensor lies and what it is.
@@ -63,6 +65,7 @@ impl TensorInfo {
             Stored::AsFormat => self.format.name(),
             Stored::F8E4M3 => "F8_E4M3",
             Stored::F8E5M2 => "F8_E5M2",
+            Stored::I32 => "I32",
         }
     }
 
