@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use neap_kernels::Isa;
 use neap_memory::{BlockTable, Budget, ChargeKind, KvPool};
 use neap_model::adapter::{Adapter, AdapterError, AdapterFile};
-use neap_model::convert;
 use neap_model::decoder::{CpuDecoder, Decoder, LogitsWanted, Repack, SequenceChunk};
-use neap_model::gguf::GgufFile;
 use neap_model::source::ModelSource;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use support::{PLAIN, Setup, decoder, errors, fast, read_logits};
+use support::{
+    PLAIN, Prompt, Setup, Tolerance, converted, decoder, errors, fast, golden, open, read_logits,
+};
 
 #[derive(Deserialize)]
 struct Manifest {
@@ -30,33 +30,12 @@ struct Entry {
     tolerance: Tolerance,
 }
 
-#[derive(Deserialize)]
-struct Tolerance {
-    relative_l2: f64,
-    largest: f64,
-}
-
-#[derive(Deserialize)]
-struct Prompt {
-    tokens: Vec<u32>,
-    positions: Vec<usize>,
-}
-
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
-}
-
-fn read<T: for<'a> Deserialize<'a>>(name: &str) -> T {
-    serde_json::from_str(&std::fs::read_to_string(golden().join(name)).unwrap()).unwrap()
-}
-
 fn base(name: &str) -> ModelSource {
-    ModelSource::open(golden().join("architectures").join(name)).unwrap()
+    open(&format!("architectures/{name}"))
 }
 
-fn converted(name: &str) -> ModelSource {
-    let bytes = convert::to_gguf(&base(name), Vec::new(), &mut |_, _| {}).unwrap();
-    ModelSource::from_gguf(GgufFile::from_vec("converted.gguf", bytes).unwrap()).unwrap()
+fn base_file(name: &str) -> ModelSource {
+    converted(&base(name)).unwrap()
 }
 
 fn adapter_path(name: &str) -> PathBuf {
@@ -101,7 +80,7 @@ fn logits(
 
 /// What is wrong with a model's logits with an adapter, if anything.
 fn fault(entry: &Entry, source: ModelSource, path: &Path, setup: Setup) -> Option<String> {
-    let prompt: Prompt = read("manifest.json");
+    let prompt = Prompt::read();
     let adapter = loaded(path, &source);
     let vocab = source.config().vocab_size;
     let mut parts = decoder(source, setup);
@@ -130,21 +109,21 @@ fn fault(entry: &Entry, source: ModelSource, path: &Path, setup: Setup) -> Optio
 #[test]
 fn logits_are_those_of_peft() {
     let mut failures = Vec::new();
-    for entry in &read::<Manifest>("adapters.json").models {
+    for entry in &support::json::<Manifest>("adapters.json").models {
         let path = adapter_path(&entry.name);
         failures.extend(fault(entry, base(&entry.name), &path, fast()));
         failures.extend(fault(entry, base(&entry.name), &path, PLAIN));
-        failures.extend(fault(entry, converted(&entry.name), &path, fast()));
+        failures.extend(fault(entry, base_file(&entry.name), &path, fast()));
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[test]
 fn gguf_adapters_give_the_same() {
-    let entries = read::<Manifest>("adapters.json").models;
+    let entries = support::json::<Manifest>("adapters.json").models;
     let entry = entries.iter().find(|e| e.name == "llama-biases").unwrap();
     let path = adapter_path("llama-biases").join("adapter.gguf");
-    for source in [base(&entry.name), converted(&entry.name)] {
+    for source in [base(&entry.name), base_file(&entry.name)] {
         assert_eq!(fault(entry, source, &path, fast()), None);
     }
 }
@@ -221,7 +200,7 @@ fn a_row_does_not_depend_on_its_neighbours() {
 
 #[test]
 fn instruction_sets_agree() {
-    let prompt: Prompt = read("manifest.json");
+    let prompt = Prompt::read();
     let source = || base("llama-biases");
     let adapter = loaded(&adapter_path("llama-biases"), &source());
     let run = |isa| {

@@ -5,18 +5,18 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use neap_kernels::Isa;
 use neap_kernels::format::WeightFormat;
-use neap_model::convert;
 use neap_model::decoder::Repack;
-use neap_model::gguf::GgufFile;
 use neap_model::source::ModelSource;
 use neap_model::tokenizer::{EncodeOptions, Tokenizer};
 use serde::Deserialize;
 
-use support::{PLAIN, Runner, Setup, errors, fast, read_logits};
+use support::{
+    PLAIN, Prompt, Runner, Setup, Tolerance, converted, errors, fast, golden, json, read_logits,
+};
 
 #[derive(Deserialize)]
 struct Manifest {
@@ -28,27 +28,6 @@ struct Entry {
     name: String,
     greedy: Vec<u32>,
     tolerance: Tolerance,
-}
-
-#[derive(Deserialize)]
-struct Tolerance {
-    relative_l2: f64,
-    largest: f64,
-}
-
-#[derive(Deserialize)]
-struct Prompt {
-    tokens: Vec<u32>,
-    positions: Vec<usize>,
-}
-
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
-}
-
-fn json<T: for<'a> Deserialize<'a>>(name: &str) -> T {
-    let text = std::fs::read_to_string(golden().join(name)).unwrap();
-    serde_json::from_str(&text).unwrap()
 }
 
 fn models() -> Vec<Entry> {
@@ -63,15 +42,9 @@ fn from_folder(entry: &Entry) -> ModelSource {
     ModelSource::open(folder(entry)).unwrap()
 }
 
-/// The model as a GGUF file in memory.
-fn converted(source: &ModelSource) -> ModelSource {
-    let bytes = convert::to_gguf(source, Vec::new(), &mut |_, _| {}).unwrap();
-    ModelSource::from_gguf(GgufFile::from_vec("converted.gguf", bytes).unwrap()).unwrap()
-}
-
 /// What is wrong with a model's logits, if anything.
 fn faults(entry: &Entry, kind: &str, source: ModelSource, setup: Setup) -> Option<String> {
-    let prompt: Prompt = json("manifest.json");
+    let prompt = Prompt::read();
     let mut runner = Runner::new(source, setup);
     let logits = runner.logits(&prompt.tokens, prompt.tokens.len());
     let expected = read_logits(&folder(entry).join("logits.f32"), runner.vocab);
@@ -117,7 +90,7 @@ fn converted_files_give_the_logits_of_transformers() {
         if entry.name == "llama-dynamic" {
             continue;
         }
-        let source = converted(&from_folder(&entry));
+        let source = converted(&from_folder(&entry)).unwrap();
         failures.extend(faults(&entry, "GGUF", source, fast()));
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -126,7 +99,7 @@ fn converted_files_give_the_logits_of_transformers() {
 /// Neither chunks nor repacking nor threads change a bit, experts and windows among them.
 #[test]
 fn chunks_and_threads_change_nothing() {
-    let prompt: Prompt = json("manifest.json");
+    let prompt = Prompt::read();
     for entry in models() {
         let run = |setup: Setup, chunk: usize| {
             Runner::new(from_folder(&entry), setup).logits(&prompt.tokens, chunk)
@@ -146,7 +119,7 @@ fn chunks_and_threads_change_nothing() {
 fn converted_tokenizers_give_the_same_tokens() {
     let entry = models().into_iter().find(|m| m.name == "qwen3").unwrap();
     let source = from_folder(&entry);
-    let file = converted(&source);
+    let file = converted(&source).unwrap();
     let (a, b) = (
         Tokenizer::from_source(&source).unwrap(),
         Tokenizer::from_source(&file).unwrap(),
@@ -171,7 +144,7 @@ fn converted_tokenizers_give_the_same_tokens() {
 /// Quantizing as the folder is read, and converting with it, are the same model; and it is near the one it was.
 #[test]
 fn quantizing_on_load_is_what_converting_gives() {
-    let prompt: Prompt = json("manifest.json");
+    let prompt = Prompt::read();
     for (name, format, most) in [
         ("smollm3", WeightFormat::Q8_0, 0.15),
         ("smollm3", WeightFormat::Q4_0, 0.6),
@@ -182,7 +155,7 @@ fn quantizing_on_load_is_what_converting_gives() {
         let before = source.weight_bytes();
         source.set_quantize(format);
         assert!(source.weight_bytes() < before * 3 / 4);
-        let file = converted(&source);
+        let file = converted(&source).unwrap();
         let run = |source, repack| {
             let setup = Setup {
                 repack,

@@ -2,17 +2,14 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-
 use neap_model::classify::{Classifier, ClassifierError, ClassifierInput, Outcome};
-use neap_model::convert::{self, ConvertError};
+use neap_model::convert::ConvertError;
 use neap_model::embed::{EmbedError, Embedder, Pooling};
-use neap_model::gguf::GgufFile;
 use neap_model::source::ModelSource;
 use neap_model::tokenizer::Tokenizer;
 use serde::Deserialize;
 
-use support::{PLAIN, Setup, decoder, fast};
+use support::{PLAIN, Prompt, Setup, converted, decoder, fast, json, open};
 
 #[derive(Deserialize)]
 struct Manifest {
@@ -30,45 +27,24 @@ struct Entry {
     tokens: Vec<u32>,
 }
 
-#[derive(Deserialize)]
-struct Prompt {
-    tokens: Vec<u32>,
-}
-
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
-}
-
-fn json<T: for<'a> Deserialize<'a>>(name: &str) -> T {
-    let text = std::fs::read_to_string(golden().join(name)).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
-
-fn source(name: &str) -> ModelSource {
-    ModelSource::open(golden().join(name)).unwrap()
-}
-
 fn classifier(name: &str, setup: Setup) -> Classifier {
-    open(source(&format!("classifiers/{name}")), setup)
+    of(open(&format!("classifiers/{name}")), setup)
 }
 
-fn open(source: ModelSource, setup: Setup) -> Classifier {
+fn of(source: ModelSource, setup: Setup) -> Classifier {
     let (decoder, kv) = decoder(source, setup);
     Classifier::new(decoder, kv).unwrap()
 }
 
 /// The model as a GGUF file, if one can mean the same.
-fn converted(name: &str) -> Result<ModelSource, ConvertError> {
-    let folder = source(&format!("classifiers/{name}"));
-    let bytes = convert::to_gguf(&folder, Vec::new(), &mut |_, _| {})?;
-    let file = GgufFile::from_vec("converted.gguf", bytes).unwrap();
-    Ok(ModelSource::from_gguf(file).unwrap())
+fn as_file(name: &str) -> Result<ModelSource, ConvertError> {
+    converted(&open(&format!("classifiers/{name}")))
 }
 
 /// Logits are of the order of 1; keys and values are rounded to f16, by one part in 2048 at most.
 #[test]
 fn logits_are_those_of_transformers() {
-    let prompt: Prompt = json("manifest.json");
+    let prompt = Prompt::read();
     for entry in json::<Manifest>("classifiers.json").models {
         let one = ClassifierInput {
             tokens: &prompt.tokens,
@@ -79,7 +55,7 @@ fn logits_are_those_of_transformers() {
             ..one
         };
         let from_folder = [fast(), PLAIN].map(|setup| classifier(&entry.name, setup));
-        let from_file = converted(&entry.name).map(|source| open(source, fast()));
+        let from_file = as_file(&entry.name).map(|source| of(source, fast()));
         assert_eq!(from_file.is_ok(), entry.name != "modern-bert");
         for mut model in from_folder.into_iter().chain(from_file.ok()) {
             assert_eq!(model.labels(), entry.labels);
@@ -106,8 +82,8 @@ fn logits_are_those_of_transformers() {
 fn two_texts_are_joined_as_the_tokenizer_was_made_to() {
     for entry in json::<Manifest>("classifiers.json").models {
         let [first, second] = &entry.texts;
-        let folder = source(&format!("classifiers/{}", entry.name));
-        for source in [Some(folder), converted(&entry.name).ok()] {
+        let folder = open(&format!("classifiers/{}", entry.name));
+        for source in [Some(folder), as_file(&entry.name).ok()] {
             let Some(source) = source else { continue };
             let tokenizer = Tokenizer::from_source(&source).unwrap();
             let (tokens, second) = tokenizer.encode_pair(first, second).unwrap();
@@ -150,7 +126,7 @@ fn texts_together_give_the_same_bits_as_alone() {
         ("modern-bert", Pooling::Cls),
         ("qwen3-embedding", Pooling::Last),
     ] {
-        let (decoder, kv) = decoder(source(&format!("embedders/{name}")), fast());
+        let (decoder, kv) = decoder(open(&format!("embedders/{name}")), fast());
         let mut model = Embedder::new(decoder, kv, pooling);
         let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
         let alone: Vec<_> = texts
@@ -163,7 +139,7 @@ fn texts_together_give_the_same_bits_as_alone() {
 
 #[test]
 fn what_is_no_classifier_or_too_long_is_refused() {
-    let (decoder, kv) = decoder(source("embedders/bert"), fast());
+    let (decoder, kv) = decoder(open("embedders/bert"), fast());
     let why = Classifier::new(decoder, kv).err().unwrap();
     assert!(matches!(why, ClassifierError::NoHead { .. }), "{why}");
     let mut model = classifier("cross-encoder", fast());
@@ -183,7 +159,7 @@ fn what_is_no_classifier_or_too_long_is_refused() {
             most: 64
         })
     ));
-    let why = converted("modern-bert").err().unwrap();
+    let why = as_file("modern-bert").err().unwrap();
     assert!(
         matches!(&why, ConvertError::NotInGguf(reason) if reason.contains("mean of all rows")),
         "{why}"

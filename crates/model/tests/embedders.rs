@@ -3,17 +3,14 @@
 mod support;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 
-use neap_model::convert;
 use neap_model::decoder::Repack;
 use neap_model::embed::{EmbedError, Embedder, Pooling};
-use neap_model::gguf::GgufFile;
 use neap_model::source::ModelSource;
 use neap_model::tokenizer::{EncodeOptions, Tokenizer};
 use serde::Deserialize;
 
-use support::{PLAIN, Setup, decoder, fast};
+use support::{PLAIN, Prompt, Setup, converted, decoder, fast, json, open};
 
 #[derive(Deserialize)]
 struct Manifest {
@@ -27,27 +24,12 @@ struct Entry {
     vectors: HashMap<String, Vec<f32>>,
 }
 
-#[derive(Deserialize)]
-struct Prompt {
-    tokens: Vec<u32>,
+fn folder(name: &str) -> ModelSource {
+    open(&format!("embedders/{name}"))
 }
 
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
-}
-
-fn json<T: for<'a> Deserialize<'a>>(name: &str) -> T {
-    let text = std::fs::read_to_string(golden().join(name)).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
-
-fn open(name: &str) -> ModelSource {
-    ModelSource::open(golden().join("embedders").join(name)).unwrap()
-}
-
-fn converted(name: &str) -> ModelSource {
-    let bytes = convert::to_gguf(&open(name), Vec::new(), &mut |_, _| {}).unwrap();
-    ModelSource::from_gguf(GgufFile::from_vec("converted.gguf", bytes).unwrap()).unwrap()
+fn file(name: &str) -> ModelSource {
+    converted(&folder(name)).unwrap()
 }
 
 fn embedder(source: ModelSource, setup: Setup, pooling: Pooling) -> Embedder {
@@ -67,14 +49,14 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 /// Keys and values are rounded to f16, at most by one part in 2048 each: the cosine stays within 1e-5 of 1.
 #[test]
 fn vectors_are_those_of_transformers() {
-    let prompt: Prompt = json("manifest.json");
+    let prompt = Prompt::read();
     for entry in json::<Manifest>("embedders.json").models {
         for (how, expected) in &entry.vectors {
             let pooling = Pooling::by_name(how).unwrap();
             let sources = [
-                (open(&entry.name), fast()),
-                (open(&entry.name), PLAIN),
-                (converted(&entry.name), fast()),
+                (folder(&entry.name), fast()),
+                (folder(&entry.name), PLAIN),
+                (file(&entry.name), fast()),
             ];
             for (source, setup) in sources {
                 let mut embedder = embedder(source, setup, pooling);
@@ -90,15 +72,15 @@ fn vectors_are_those_of_transformers() {
                 assert!((length - 1.0).abs() < 1e-5);
             }
         }
-        let usual = Pooling::of(&open(&entry.name)).unwrap();
+        let usual = Pooling::of(&folder(&entry.name)).unwrap();
         assert_eq!(Some(usual), Pooling::by_name(&entry.pooling));
     }
 }
 
 #[test]
 fn vectors_are_cut_and_texts_refused() {
-    let prompt: Prompt = json("manifest.json");
-    let mut bert = embedder(open("bert"), fast(), Pooling::Mean);
+    let prompt = Prompt::read();
+    let mut bert = embedder(folder("bert"), fast(), Pooling::Mean);
     let whole = bert.embed(&prompt.tokens, None).unwrap();
     let cut = bert.embed(&prompt.tokens, Some(8)).unwrap();
     assert_eq!((whole.len(), cut.len()), (36, 8));
@@ -123,7 +105,7 @@ fn vectors_are_cut_and_texts_refused() {
 fn vocabularies_survive_converting() {
     for (name, first, last) in [("bert", 2, 3), ("xlm-roberta", 0, 2)] {
         let [a, b] =
-            [open(name), converted(name)].map(|source| Tokenizer::from_source(&source).unwrap());
+            [folder(name), file(name)].map(|source| Tokenizer::from_source(&source).unwrap());
         for text in [
             "The hen, 12 henned eggs.",
             "grüße",
@@ -143,9 +125,9 @@ fn vocabularies_survive_converting() {
 /// Every token sees all others, whatever the threads and the layout of weights.
 #[test]
 fn encoders_give_the_same_bits_however_they_run() {
-    let prompt: Prompt = json("manifest.json");
+    let prompt = Prompt::read();
     let run = |setup| {
-        let mut bert = embedder(open("bert"), setup, Pooling::Cls);
+        let mut bert = embedder(folder("bert"), setup, Pooling::Cls);
         bert.embed(&prompt.tokens, None).unwrap()
     };
     let mapped = Setup {

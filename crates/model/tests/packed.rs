@@ -2,17 +2,14 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use neap_kernels::format::WeightFormat;
-use neap_model::convert;
-use neap_model::gguf::GgufFile;
 use neap_model::safetensors::{HfFolder, SafetensorsFiles};
 use neap_model::source::{LayerTensor, ModelFileError, ModelSource, SourceTensor, TensorName};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-use support::{PLAIN, Runner, errors, fast, read_logits};
+use support::{PLAIN, Prompt, Runner, converted, errors, fast, golden, open, read_logits};
 
 /// The folders, the format that their rows become, and how far a value may move, in parts of the largest of 32.
 const MODELS: [(&str, WeightFormat, f32); 3] = [
@@ -27,27 +24,12 @@ const MODELS: [(&str, WeightFormat, f32); 3] = [
     ("awq", WeightFormat::Q4_1, 1.0 / 2048.0),
 ];
 
-#[derive(Deserialize)]
-struct Prompt {
-    tokens: Vec<u32>,
-    positions: Vec<usize>,
-}
-
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
-}
-
 fn folder(name: &str) -> PathBuf {
     golden().join("packed").join(name)
 }
 
-fn open(name: &str) -> ModelSource {
-    ModelSource::open(folder(name)).unwrap()
-}
-
-fn converted(source: &ModelSource) -> ModelSource {
-    let bytes = convert::to_gguf(source, Vec::new(), &mut |_, _| {}).unwrap();
-    ModelSource::from_gguf(GgufFile::from_vec("converted.gguf", bytes).unwrap()).unwrap()
+fn packed(name: &str) -> ModelSource {
+    open(&format!("packed/{name}"))
 }
 
 fn encoded(tensor: &SourceTensor<'_>) -> Vec<u8> {
@@ -66,7 +48,7 @@ fn expected(name: &str, tensor: &str) -> Vec<f32> {
 #[test]
 fn matrices_are_those_of_the_reference() {
     for (name, format, most) in MODELS {
-        let source = open(name);
+        let source = packed(name);
         for (tensor, file) in [
             (LayerTensor::AttnQ, "model.layers.0.self_attn.q_proj"),
             (LayerTensor::FfnDown, "model.layers.0.mlp.down_proj"),
@@ -101,13 +83,12 @@ fn matrices_are_those_of_the_reference() {
 /// another order give 1.
 #[test]
 fn logits_are_those_of_the_unpacked_model() {
-    let prompt = std::fs::read_to_string(golden().join("manifest.json")).unwrap();
-    let prompt: Prompt = serde_json::from_str(&prompt).unwrap();
+    let prompt = Prompt::read();
     for (name, ..) in MODELS {
         for (source, setup) in [
-            (open(name), fast()),
-            (open(name), PLAIN),
-            (converted(&open(name)), fast()),
+            (packed(name), fast()),
+            (packed(name), PLAIN),
+            (converted(&packed(name)).unwrap(), fast()),
         ] {
             let mut runner = Runner::new(source, setup);
             let logits = runner.logits(&prompt.tokens, prompt.tokens.len());
@@ -127,7 +108,7 @@ fn logits_are_those_of_the_unpacked_model() {
 #[test]
 fn converting_keeps_codes() {
     for (name, format, _) in MODELS {
-        let (source, file) = (open(name), converted(&open(name)));
+        let (source, file) = (packed(name), converted(&packed(name)).unwrap());
         let down = TensorName::Layer(1, LayerTensor::FfnDown);
         let (a, b) = (source.tensor(down).unwrap(), file.tensor(down).unwrap());
         assert_eq!((a.format, b.format), (format, format));

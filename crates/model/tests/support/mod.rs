@@ -1,16 +1,62 @@
 //! Runs models for tests, and compares logits.
 #![allow(dead_code, reason = "each test uses its own part")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use neap_kernels::{Isa, ThreadPool};
 use neap_memory::{BlockTable, Budget, KvPool};
+use neap_model::convert::{self, ConvertError};
 use neap_model::decoder::{
     BLOCK_TOKENS, CpuDecoder, Decoder, DecoderLimits, LoadOptions, LogitsWanted, Model, Repack,
     SequenceChunk, kv_block_bytes,
 };
+use neap_model::gguf::GgufFile;
 use neap_model::source::ModelSource;
+use serde::Deserialize;
+
+/// The tokens that golden models were asked with, and the positions whose logits are kept.
+#[derive(Deserialize)]
+pub struct Prompt {
+    pub tokens: Vec<u32>,
+    pub positions: Vec<usize>,
+}
+
+impl Prompt {
+    pub fn read() -> Self {
+        json("manifest.json")
+    }
+}
+
+/// How far logits may be from those of another implementation.
+#[derive(Deserialize)]
+pub struct Tolerance {
+    pub relative_l2: f64,
+    pub largest: f64,
+}
+
+/// Where the golden models are.
+pub fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// A file beside them.
+pub fn json<T: for<'a> Deserialize<'a>>(name: &str) -> T {
+    let text = std::fs::read_to_string(golden().join(name)).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A golden model, such as `architectures/qwen3`.
+pub fn open(name: &str) -> ModelSource {
+    ModelSource::open(golden().join(name)).unwrap()
+}
+
+/// A folder as a GGUF file in memory.
+pub fn converted(folder: &ModelSource) -> Result<ModelSource, ConvertError> {
+    let bytes = convert::to_gguf(folder, Vec::new(), &mut |_, _| {})?;
+    let file = GgufFile::from_vec("converted.gguf", bytes).unwrap();
+    Ok(ModelSource::from_gguf(file).unwrap())
+}
 
 /// How a model is run.
 #[derive(Clone, Copy, Debug)]
