@@ -14,11 +14,14 @@ use neap_tune::{Example, Options, Progress, Reader, Run, unsupported};
 use crate::args::TuneArgs;
 use crate::bytes::show;
 use crate::failure::Failure;
-use crate::{interrupt, loading, shipped};
+use crate::{hub, interrupt, loading, shipped};
 
 pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let (name, source) = match &args.model {
-        Some(path) => (path.display().to_string(), ModelSource::open(path)?),
+        Some(path) => (
+            path.display().to_string(),
+            ModelSource::open(hub::find(path)?)?,
+        ),
         None => (shipped::NAME.to_owned(), shipped::source()?),
     };
     if let Some(what) = unsupported(source.config()) {

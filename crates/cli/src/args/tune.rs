@@ -21,7 +21,8 @@ pub struct TuneArgs {
     /// The folder for the adapter; a run that was stopped in it goes on.
     #[arg(short, long, value_name = "FOLDER")]
     pub output: PathBuf,
-    /// A GGUF file or a Hugging Face folder; the small model inside neap if left out.
+    /// A GGUF file, a Hugging Face folder, or OWNER/NAME:FILE of a model that `neap pull` got; the small model inside
+    /// neap if left out.
     #[arg(short, long, value_name = "PATH")]
     pub model: Option<PathBuf>,
     /// Memory budget; what the container's limit and the system's available memory leave if left out.
