@@ -1,8 +1,8 @@
 //! A whole memory core under load and faults, from one seed.
 //!
-//! The decoder is a fake: the keys and values of a token are bytes that depend on every token up to it,
-//! and the "logits" of a sequence are a hash of every byte that attention would read. So any block that
-//! is wrong, stale or swapped is seen at once. A quarter of the conversations is exact; the blocks of the
+//! The decoder is a fake: the keys and values of a token are bytes that depend on every token up to it and on the
+//! namespace, and the "logits" of a sequence are a hash of every byte that attention would read. So any block that
+//! is wrong, stale, swapped or somebody else's is seen at once. A quarter of the conversations is exact; the blocks of the
 //! others may sink to lossy levels, and then exactly those bytes may be lost that the lowest level of their
 //! quality loses. Faults: a full disk, failing reads and syncs, flipped bits, a remote store
 //! that fails, is slow or lies, a lost disk beside it, kills and power cuts, also in the middle of an
@@ -23,6 +23,7 @@ use neap_memory::remote::{RemoteLevel, RemoteOptions, RemoteStore};
 use neap_memory::session::{KeepOptions, Sessions};
 use neap_memory::{BlockTable, Budget, CacheOptions, KvCache, KvPool, KvQuality, Level};
 
+mod checks;
 mod incoming;
 
 /// Tokens of a block: of four pages, so that int8 takes two of them and int4 one.
@@ -32,6 +33,8 @@ const TOKEN_BYTES: usize = 1024;
 const BLOCK_BYTES: usize = BLOCK_TOKENS * TOKEN_BYTES;
 /// Conversations of a run.
 const TALKS: u64 = 12;
+/// Tokens that conversations of different namespaces begin with: a block and some of the next.
+const START_TOKENS: usize = 22;
 /// Longest conversation, in tokens: blocks of a running sequence sink beyond the newest 128.
 const MAX_TOKENS: usize = 240;
 
@@ -52,6 +55,8 @@ pub struct Report {
     pub sessions_saved: u64,
     /// Sessions found again after a kill or a power cut.
     pub sessions_restored: u64,
+    /// Blocks brought up ahead of need.
+    pub promoted_blocks: u64,
     /// Blocks that sank to a lossy level.
     pub sunk_blocks: u64,
     /// Kills and power cuts.
@@ -97,6 +102,11 @@ impl Random {
 struct Decoder(u64);
 
 impl Decoder {
+    /// At the start of a sequence of this quality, as if each had a model of its own.
+    fn of(quality: KvQuality) -> Self {
+        Self(1 + quality as u64)
+    }
+
     /// Takes in one token; returns its keys and values.
     fn feed(&mut self, token: u32) -> [u8; TOKEN_BYTES] {
         self.0 = (self.0 ^ u64::from(token))
@@ -124,8 +134,8 @@ fn logits(hash: u64, bytes: &[u8]) -> u64 {
     })
 }
 
-fn expected_logits(tokens: &[u32]) -> u64 {
-    let mut decoder = Decoder(1);
+fn expected_logits(tokens: &[u32], quality: KvQuality) -> u64 {
+    let mut decoder = Decoder::of(quality);
     tokens
         .iter()
         .fold(7, |hash, &token| logits(hash, &decoder.feed(token)))
@@ -142,9 +152,9 @@ fn reads_right(table: &BlockTable, tokens: &[u32], quality: KvQuality) -> bool {
     let stride = match quality.lowest(true) {
         Level::Int8 => 2,
         Level::Int4 => 4,
-        _ => return read_logits(table) == Some(expected_logits(tokens)),
+        _ => return read_logits(table) == Some(expected_logits(tokens, quality)),
     };
-    let mut decoder = Decoder(1);
+    let mut decoder = Decoder::of(quality);
     tokens.iter().enumerate().all(|(t, &token)| {
         let view = table.view(t / BLOCK_TOKENS);
         let first = t % BLOCK_TOKENS * TOKEN_BYTES;
@@ -228,7 +238,10 @@ impl World {
         let below = (storage, remote.as_ref(), disk_limit_bytes);
         let parts = open(below, &budget, fingerprint)?;
         let talks = (0..TALKS)
-            .map(|talk| vec![0, 1, 2, 3, 4, (talk / 4) as u32])
+            .map(|talk| {
+                let start = 0..START_TOKENS as u32 - 1;
+                start.chain([(talk / 4) as u32]).collect()
+            })
             .collect();
         Ok(Self {
             random,
@@ -260,16 +273,19 @@ impl World {
     /// The step and the law that it broke.
     pub fn run(mut self, steps: u64) -> Result<Report, String> {
         for step in 0..steps {
-            let before = self.cache.stats();
+            let (before, records) = (self.cache.stats(), self.lost_records());
             self.now_ms += 1 + self.random.below(5000);
             self.step().map_err(|e| format!("step {step}: {e}"))?;
             self.check()
+                .and_then(|()| self.check_records(records))
                 .map_err(|e| format!("after step {step}: {e}"))?;
             let after = self.cache.stats();
             // A restart begins to count anew.
             let sunk = (after.int8_blocks + after.int4_blocks)
                 .saturating_sub(before.int8_blocks + before.int4_blocks);
             self.report.sunk_blocks += sunk;
+            let promoted = after.promoted_blocks;
+            self.report.promoted_blocks += promoted.saturating_sub(before.promoted_blocks);
             self.report.remote_tokens += after.remote_tokens.saturating_sub(before.remote_tokens);
         }
         Ok(self.report)
@@ -278,9 +294,10 @@ impl World {
     fn step(&mut self) -> Result<(), String> {
         match self.random.below(100) {
             0..=59 => self.prompt(),
-            60..=64 => self.hold_one(),
-            65..=72 => self.save(),
-            73..=75 => self.delete(),
+            60..=63 => self.hold_one(),
+            64..=66 => self.promote(),
+            67..=73 => self.save(),
+            74..=75 => self.delete(),
             76..=84 => self.change_budget(),
             85..=91 => {
                 self.inject();
@@ -297,16 +314,6 @@ impl World {
                 Ok(())
             }
         }
-    }
-
-    fn check(&self) -> Result<(), String> {
-        self.cache.check_conservation()?;
-        if let Some(running) = &self.running
-            && !reads_right(&running.table, &running.tokens, quality_of(running.talk))
-        {
-            return Err("a running sequence's blocks changed under it".into());
-        }
-        Ok(())
     }
 
     fn namespace(&self, talk: u64) -> Namespace {
@@ -332,7 +339,7 @@ impl World {
     /// that ends a token into a block.
     fn next_prompt(&mut self, talk: usize) -> Vec<u32> {
         if self.talks[talk].len() > MAX_TOKENS || self.random.one_in(12) {
-            self.talks[talk].truncate(6);
+            self.talks[talk].truncate(START_TOKENS);
         }
         if self.random.one_in(8) {
             let all = &self.talks[talk];
@@ -373,11 +380,16 @@ impl World {
         if self.random.one_in(15) {
             return Ok(());
         }
-        compute(&mut table, &tokens);
+        compute(&mut table, &tokens, quality);
         self.cache
             .insert(&namespace, &tokens, &mut table, self.now_ms);
         if !reads_right(&table, &tokens, quality) {
             return Err(format!("wrong keys or values after talk {talk} was cached"));
+        }
+        if self.cache.held(&namespace, &tokens).is_none() {
+            return Err(format!(
+                "talk {talk} is not found whole after it was cached"
+            ));
         }
         self.report.finished += 1;
         self.report.cached_tokens += cached as u64;
@@ -409,14 +421,14 @@ impl World {
     fn hold_one(&mut self) -> Result<(), String> {
         let talk = self.random.below(TALKS);
         let tokens = self.talks[talk as usize].clone();
-        let namespace = self.namespace(talk);
+        let (namespace, quality) = (self.namespace(talk), quality_of(talk));
         let mut table = BlockTable::new(&self.pool);
         self.cache.adopt_remote(&namespace, &tokens, self.now_ms);
         let cached = self
             .cache
             .attach(&namespace, &tokens, &mut table, self.now_ms);
         if self.reserve(&mut table, tokens.len() - cached) {
-            compute(&mut table, &tokens);
+            compute(&mut table, &tokens, quality);
             self.cache
                 .insert(&namespace, &tokens, &mut table, self.now_ms);
             self.running = Some(Running {
@@ -665,9 +677,9 @@ impl World {
 }
 
 /// Writes the tokens that the table does not hold yet.
-fn compute(table: &mut BlockTable, tokens: &[u32]) {
+fn compute(table: &mut BlockTable, tokens: &[u32], quality: KvQuality) {
     let from = table.len_tokens();
-    let mut decoder = Decoder(1);
+    let mut decoder = Decoder::of(quality);
     for (t, &token) in tokens.iter().enumerate() {
         let bytes = decoder.feed(token);
         if t >= from {
@@ -751,6 +763,7 @@ mod tests {
             total.lost_disks += report.lost_disks;
             total.remote_tokens += report.remote_tokens;
             total.sunk_blocks += report.sunk_blocks;
+            total.promoted_blocks += report.promoted_blocks;
         }
         // The runs did what they are for.
         assert!(
@@ -765,6 +778,7 @@ mod tests {
             total.lost_disks > 20 && total.crashes > 15 && total.remote_tokens > 1_000,
             "{total:?}"
         );
+        assert!(total.promoted_blocks > 30, "{total:?}");
     }
 
     #[test]

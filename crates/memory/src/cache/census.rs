@@ -2,6 +2,7 @@
 
 use super::{Held, KvCache};
 use crate::level::Level;
+use crate::prefix::NodeId;
 
 /// Cached blocks of one level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,5 +36,16 @@ impl KvCache {
             at.charged_bytes += bytes;
         }
         census
+    }
+
+    /// Blocks said to be on disk alone whose record is not there any more: it went with its segment, or was found
+    /// damaged. They cost a recomputation.
+    #[must_use]
+    pub fn missing_records(&self) -> usize {
+        let is_missing = |node: &NodeId| {
+            let held = self.tree.get(*node).map(|entry| &entry.held);
+            matches!(held, Some(Held::Disk)) && !self.is_stored(*node)
+        };
+        self.tree.nodes().filter(is_missing).count()
     }
 }

@@ -78,6 +78,8 @@ pub struct DiskStats {
     pub read_bytes: u64,
     /// Reads that failed their checksum or could not be read.
     pub damaged: u64,
+    /// Records forgotten because a sync failed behind them.
+    pub unsynced: u64,
     /// Records that went with their segment.
     pub evicted: u64,
     /// Records written anew because they were pinned or in use.
@@ -586,9 +588,11 @@ impl DiskStore {
                 // The kernel may have dropped the pages and call the next sync a success: what was
                 // written since the last good one is not there any more, and nothing goes behind it.
                 inner.active = None;
+                let known = inner.index.len();
                 inner
                     .index
                     .retain(|_, l| l.segment != segment || l.offset < from);
+                inner.stats.unsynced += (known - inner.index.len()) as u64;
                 return Err(DiskError::Io { file: name, source });
             }
         }

@@ -1,8 +1,9 @@
-//! Prompts whose prefix comes from both ends: computed from the first token on, loaded from the last.
+//! Prompts whose prefix comes from both ends: computed from the first token on, loaded from the last; and blocks that
+//! are brought up ahead of need.
 
 use neap_memory::costs::LinearCost;
 
-use super::{BLOCK_BYTES, World, compute, quality_of, reads_right};
+use super::{BLOCK_BYTES, TALKS, World, compute, quality_of, reads_right};
 use neap_memory::BlockTable;
 
 /// Microseconds per stored byte: a computed block's bytes cost about 5 each.
@@ -64,7 +65,7 @@ impl World {
                     end
                 };
                 if self.reserve(table, end - table.len_tokens()) {
-                    compute(table, &tokens[..end]);
+                    compute(table, &tokens[..end], quality_of(talk));
                     coming = Some(incoming);
                 }
             }
@@ -82,5 +83,28 @@ impl World {
             self.budget.set_limit(blocks * BLOCK_BYTES as u64);
             let _ = self.cache.shrink(self.now_ms);
         }
+    }
+
+    /// Blocks of a conversation that waits are brought up, a few at a time.
+    pub(super) fn promote(&mut self) -> Result<(), String> {
+        let talk = self.random.below(TALKS);
+        let (namespace, tokens) = (self.namespace(talk), self.talks[talk as usize].clone());
+        // Often there is room: memory was given back.
+        if self.random.one_in(2) {
+            self.budget.set_limit(300 * BLOCK_BYTES as u64);
+        }
+        self.cache.costs_mut().disk_read = LinearCost::guess(READ_COSTS_US[0]);
+        let keep_free = self.random.below(8) * BLOCK_BYTES as u64;
+        while self.cache.promote(&namespace, &tokens, keep_free) {}
+        let mut table = BlockTable::new(&self.pool);
+        let cached = self
+            .cache
+            .attach(&namespace, &tokens, &mut table, self.now_ms);
+        if !reads_right(&table, &tokens[..cached], quality_of(talk)) {
+            return Err(format!(
+                "wrong keys or values of talk {talk} were brought up"
+            ));
+        }
+        Ok(())
     }
 }
