@@ -44,6 +44,8 @@ pub struct Facts {
     /// Tokens of the sequence that no block was remembered for: few in a conversation that goes on, many in
     /// a text that comes once.
     pub new_tokens: u64,
+    /// Time since its last use, where it comes from another level; 0 if it is used now.
+    pub unused_for: u64,
     /// Uses of the block so far that the driver knows of, as when it comes from another level, whose policy saw them;
     /// 0 if it does not count.
     pub uses: u32,
@@ -62,6 +64,7 @@ impl Facts {
             is_partial: false,
             turn: 0,
             new_tokens: 0,
+            unused_for: 0,
             uses: 0,
             next_use: u64::MAX,
         }

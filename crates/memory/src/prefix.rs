@@ -446,7 +446,13 @@ impl<V> PrefixTree<V> {
     /// The first child of a node, in the order of tokens; `None` for leaves.
     #[must_use]
     pub fn first_child(&self, id: NodeId) -> Option<NodeId> {
-        self.node(id)?.children.values().next().copied()
+        self.children(id).next()
+    }
+
+    /// The children of a node, in the order of tokens.
+    pub fn children(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
+        let children = self.node(id).map(|node| node.children.values().copied());
+        children.into_iter().flatten()
     }
 
     /// The tree's clock: lookups and insertions so far.

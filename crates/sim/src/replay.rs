@@ -1,8 +1,8 @@
 //! Replays a trace against a policy, with the product's own prefix tree, at given sizes of RAM and disk.
 //!
 //! A request looks its prompt up, block by block; what is found is work saved. Its missing blocks are then
-//! inserted. When RAM is too small its policy's candidates sink to disk; when that is too small, or there
-//! is none, they are evicted, children before parents. A block found on disk is brought up.
+//! inserted. When RAM is too small its policy's candidates sink to disk; when that is too small, or there is none,
+//! they are evicted; either way children go before parents. A block found on disk is brought up.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -216,11 +216,19 @@ impl Replay {
     }
 
     fn shrink_ram(&mut self, now: u64) {
-        let Some(id) = self.ram.policy.candidate(now) else {
+        let Some(mut id) = self.ram.policy.candidate(now) else {
             return;
         };
         if self.disk.room == 0 {
             return self.evict_below(id);
+        }
+        // As the cache does: what is below it is expected to be used no more often than a block, and sinks first. Else
+        // room on disk would be had by letting go of what RAM was to keep.
+        if let Some(mut node) = self.nodes.get(&id).copied() {
+            while let Some(child) = self.ram_child(node) {
+                node = child;
+            }
+            id = self.id(node);
         }
         self.ram.policy.remove(id, true);
         if let Some(held) = self
@@ -229,9 +237,22 @@ impl Replay {
             .and_then(|&node| self.tree.get_mut(node))
         {
             held.place = Place::Disk;
-            self.disk.policy.insert(id, &held.facts);
+            let facts = Facts {
+                now,
+                unused_for: now.saturating_sub(held.facts.now),
+                ..held.facts
+            };
+            self.disk.policy.insert(id, &facts);
             self.outcome.demoted_blocks += 1;
         }
+    }
+
+    fn ram_child(&self, node: NodeId) -> Option<NodeId> {
+        let is_in_ram = |child: &NodeId| {
+            let held = self.tree.get(*child);
+            held.is_some_and(|held| held.place == Place::Ram)
+        };
+        self.tree.children(node).find(is_in_ram)
     }
 
     fn shrink_disk(&mut self, now: u64) {

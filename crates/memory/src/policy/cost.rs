@@ -33,8 +33,10 @@ const TURN_CLASSES: usize = 3;
 const CLASSES: usize = USE_CLASSES * NEW_CLASSES * TURN_CLASSES * 2;
 /// Four ages per doubling, over the whole of `u64`.
 const AGES: usize = 256;
-/// Events between two renewals of the table of densities.
+/// Events between two renewals of the table of densities; half of it and less at first, so that a level that sees little
+/// learns too.
 const RENEWAL_EVENTS: u32 = 2048;
+const FIRST_RENEWAL_EVENTS: u32 = 128;
 /// What remains of old counts at a renewal.
 const FADE: f32 = 0.97;
 /// Evicted blocks remembered at least; more where more are held. About 64 bytes each.
@@ -44,6 +46,8 @@ struct Entry {
     class: usize,
     uses: u32,
     last_use: u64,
+    /// Age class at which it came in: on another level it was not seen, whatever happened to it.
+    came_at: usize,
     worth_per_byte: f32,
 }
 
@@ -52,6 +56,8 @@ struct Entry {
 struct Counts {
     uses: Vec<f32>,
     ends: Vec<f32>,
+    /// Of the stays that ended, those that began at each age, but for the youngest.
+    late: Vec<f32>,
     /// Expected uses per unit of time from each age on.
     density: Vec<f32>,
 }
@@ -67,6 +73,8 @@ pub struct CostModel {
     gone: HashMap<Id, Entry>,
     gone_order: Queue,
     events: u32,
+    /// Events before the next renewal.
+    renewal_events: u32,
     /// Learns no more.
     is_fixed: bool,
 }
@@ -76,6 +84,7 @@ impl Default for CostModel {
         let counts = Counts {
             uses: vec![0.0; AGES],
             ends: vec![0.0; AGES],
+            late: vec![0.0; AGES],
             density: (0..AGES)
                 .map(|age| 1.0 / (age_floor(age) as f32 + 1.0))
                 .collect(),
@@ -87,6 +96,7 @@ impl Default for CostModel {
             gone: HashMap::new(),
             gone_order: Queue::default(),
             events: 0,
+            renewal_events: FIRST_RENEWAL_EVENTS,
             is_fixed: false,
         }
     }
@@ -150,10 +160,13 @@ fn class_of(uses: u32, facts: &Facts) -> usize {
 }
 
 impl CostModel {
-    /// Counts a stay in `class` that ended, by a use or else, at `age`.
-    fn count(&mut self, class: usize, age: u64, by_use: bool) {
-        let counts = &mut self.counts[class];
-        let age = age_class(age);
+    /// Counts a stay that ended, by a use or else, at `end`.
+    fn count(&mut self, entry: &Entry, end: u64, by_use: bool) {
+        let counts = &mut self.counts[entry.class];
+        let age = age_class(end.saturating_sub(entry.last_use));
+        if entry.came_at > 0 {
+            counts.late[entry.came_at.min(age)] += 1.0;
+        }
         let column = if by_use {
             &mut counts.uses
         } else {
@@ -166,21 +179,30 @@ impl CostModel {
     /// Renews the table of densities when enough has happened since the last time.
     fn renew_if_due(&mut self, now: u64) {
         let known = self.entries.len() + self.gone.len();
-        if self.is_fixed
-            || self.events < RENEWAL_EVENTS.max(u32::try_from(known / 8).unwrap_or(u32::MAX))
-        {
+        let due = if self.renewal_events < RENEWAL_EVENTS {
+            self.renewal_events
+        } else {
+            RENEWAL_EVENTS.max(u32::try_from(known / 8).unwrap_or(u32::MAX))
+        };
+        if self.is_fixed || self.events < due {
             return;
         }
         self.events = 0;
+        self.renewal_events = (2 * self.renewal_events).min(RENEWAL_EVENTS);
         let mut alive = vec![vec![0.0f32; AGES]; CLASSES];
+        let mut late: Vec<Vec<f32>> = self.counts.iter().map(|c| c.late.clone()).collect();
         for entry in self.entries.values().chain(self.gone.values()) {
-            alive[entry.class][age_class(now.saturating_sub(entry.last_use))] += 1.0;
+            let age = age_class(now.saturating_sub(entry.last_use));
+            alive[entry.class][age] += 1.0;
+            if entry.came_at > 0 {
+                late[entry.class][entry.came_at.min(age)] += 1.0;
+            }
         }
         let classes: Vec<Exposure> = self
             .counts
             .iter()
-            .zip(&alive)
-            .map(|(c, a)| Exposure::new(&c.uses, &c.ends, a))
+            .zip(alive.iter().zip(&late))
+            .map(|(c, (alive, late))| Exposure::new((&c.uses, &c.ends), alive, late))
             .collect();
         let pooled = pooled(&classes);
         let factors = factors(&classes, &pooled);
@@ -188,8 +210,8 @@ impl CostModel {
         for ((counts, class), factor) in self.counts.iter_mut().zip(&classes).zip(factors) {
             let hazards = hazards(class, &pooled, factor);
             densities(&hazards, oldest, &mut counts.density);
-            for value in counts.uses.iter_mut().chain(&mut counts.ends) {
-                *value *= FADE;
+            for column in [&mut counts.uses, &mut counts.ends, &mut counts.late] {
+                column.iter_mut().for_each(|value| *value *= FADE);
             }
         }
     }
@@ -233,7 +255,7 @@ impl CostModel {
                 return;
             };
             if let Some(entry) = self.gone.remove(&id) {
-                self.count(entry.class, now.saturating_sub(entry.last_use), false);
+                self.count(&entry, now, false);
             }
         }
     }
@@ -248,16 +270,21 @@ impl Policy for CostModel {
         if self.entries.contains_key(&id) {
             return self.touch(id, facts);
         }
+        let last_use = facts.now.saturating_sub(facts.unused_for);
         let mut uses = facts.uses;
         if let Some(entry) = self.gone.remove(&id) {
             self.gone_order.remove(id);
-            self.count(entry.class, facts.now.saturating_sub(entry.last_use), true);
+            self.count(&entry, last_use, true);
             uses = uses.max(entry.uses.saturating_add(1));
         }
         let entry = Entry {
             class: class_of(uses, facts),
             uses,
-            last_use: facts.now,
+            last_use,
+            came_at: match facts.unused_for {
+                0 => 0,
+                age => age_class(age),
+            },
             worth_per_byte: facts.way_back / facts.bytes.max(1) as f32,
         };
         self.place(id, entry);
@@ -267,11 +294,11 @@ impl Policy for CostModel {
         let Some(mut entry) = self.entries.get(&id).copied() else {
             return;
         };
-        self.count(entry.class, facts.now.saturating_sub(entry.last_use), true);
+        self.count(&entry, facts.now, true);
         self.queues[entry.class].remove(id);
         entry.uses = entry.uses.saturating_add(1).max(facts.uses);
         entry.class = class_of(entry.uses, facts);
-        entry.last_use = facts.now;
+        (entry.last_use, entry.came_at) = (facts.now, 0);
         entry.worth_per_byte = facts.way_back / facts.bytes.max(1) as f32;
         self.place(id, entry);
     }
@@ -341,6 +368,25 @@ mod tests {
             assert!(class >= last && age_floor(class) <= age, "{age}");
             last = class;
         }
+    }
+
+    #[test]
+    fn what_comes_from_another_level_is_as_old_as_it_was_there() {
+        let mut policy = CostModel::default();
+        let facts = |now, unused_for| Facts {
+            unused_for,
+            ..Facts::at(now)
+        };
+        policy.insert(1, &facts(1000, 0));
+        let partial = Facts {
+            is_partial: true,
+            ..facts(1000, 900)
+        };
+        policy.insert(2, &partial);
+        // Nothing is learned yet, so the one that was used longer ago is worth less.
+        assert_eq!(policy.candidate(1000), Some(2));
+        policy.touch(2, &facts(1100, 0));
+        assert_eq!(policy.candidate(1200), Some(1));
     }
 
     #[test]

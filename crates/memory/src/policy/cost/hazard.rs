@@ -19,14 +19,17 @@ pub(super) struct Exposure {
 
 impl Exposure {
     /// From stays that ended by a use or else, by age. `alive` are the stays that have not ended yet: without
-    /// them the model would only know of ages that somebody came back from.
-    pub(super) fn new(uses: &[f32], ends: &[f32], alive: &[f32]) -> Self {
+    /// them the model would only know of ages that somebody came back from. `late` are the ages at which some of both
+    /// came in: before that they were not at risk here (left truncation: Klein and Moeschberger, "Survival
+    /// Analysis", 2003), and taken for such they would make young blocks look dead.
+    pub(super) fn new((uses, ends): (&[f32], &[f32]), alive: &[f32], late: &[f32]) -> Self {
         let mut risk = vec![0.0; AGES];
         let mut older = 0.0f32;
         for age in (0..AGES).rev() {
             let here = uses[age] + ends[age] + alive[age];
-            risk[age] = age_width(age) * (older + 0.5 * here);
-            older += here;
+            let there = older + 0.5 * (here - late[age]);
+            risk[age] = age_width(age) * there.max(0.0);
+            older += here - late[age];
         }
         Self {
             uses: uses.to_vec(),
@@ -127,6 +130,20 @@ pub(super) fn densities(hazards: &[f32], oldest: usize, out: &mut [f32]) {
 mod tests {
     use super::super::class_from;
     use super::*;
+
+    #[test]
+    fn who_came_late_was_not_at_risk_before() {
+        let at = |places: &[(usize, f32)]| {
+            let mut ages = vec![0.0; AGES];
+            places.iter().for_each(|&(age, n)| ages[age] = n);
+            ages
+        };
+        // Six stays end at age 8, four of them came at age 5.
+        let (uses, late, none) = (at(&[(8, 6.0)]), at(&[(5, 4.0)]), at(&[]));
+        let exposure = Exposure::new((&uses, &none), &none, &late);
+        let there = |age: usize| exposure.risk[age] / age_width(age);
+        assert_eq!([4, 5, 7, 8, 9].map(there), [2.0, 4.0, 6.0, 3.0, 0.0]);
+    }
 
     #[test]
     fn features_that_make_uses_likelier_are_found_apart() {
