@@ -96,7 +96,7 @@ fn planes(isa: Isa, hot: &[u8]) -> Found {
     let encode_s = least(|| {
         let high: Vec<u8> = hot.as_chunks::<2>().0.iter().map(|x| x[1]).collect();
         let low: Vec<u8> = hot.as_chunks::<2>().0.iter().map(|x| x[0]).collect();
-        len = bytes::encode(&[&high], &mut out).expect("room");
+        len = bytes::encode(isa, &[&high], &mut out).expect("room");
         std::hint::black_box(&low);
     });
     let low: Vec<u8> = hot.as_chunks::<2>().0.iter().map(|x| x[0]).collect();
@@ -188,7 +188,7 @@ fn weights(isa: Isa) {
             .collect();
         let codes: Vec<u8> = blocks.flat_map(|block| block[2..].to_vec()).collect();
         let mut out = vec![0; stored.len() + 4096];
-        let len = bytes::encode(&[&scale, &codes], &mut out).unwrap_or(stored.len());
+        let len = bytes::encode(isa, &[&scale, &codes], &mut out).unwrap_or(stored.len());
         let (mut a, mut b) = (scale.clone(), codes.clone());
         let decode_s = least(|| {
             bytes::decode(isa, &out[..len], &mut [&mut a, &mut b]).expect("what was encoded")

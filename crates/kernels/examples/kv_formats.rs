@@ -29,6 +29,8 @@ enum Way {
     /// The same after a Hadamard rotation of each token (QuaRot, Ashkboos et al. 2024; TurboQuant, Zandieh et al. 2025).
     RotatedPerToken(usize, Group),
     RotatedPerChannel(Group),
+    /// One group for each channel as it was before the rotary embedding (KVQuant), which is then applied at each reading.
+    BeforeRotary(Group),
     /// One group for each channel, but so many largest channels are kept in f16.
     OutliersApart(usize, Group),
     /// What the library does.
@@ -48,9 +50,10 @@ impl Candidate {
     fn bits(&self, head_dim: usize) -> f64 {
         let per_group = |len: usize| self.code_bits + self.group_bits / len as f64;
         match self.way {
-            Way::PerChannel(_) | Way::RotatedPerChannel(_) | Way::StoredKeys(_) => {
-                per_group(TILE_TOKENS)
-            }
+            Way::PerChannel(_)
+            | Way::RotatedPerChannel(_)
+            | Way::BeforeRotary(_)
+            | Way::StoredKeys(_) => per_group(TILE_TOKENS),
             Way::StoredValues(KvFormat::Int4) => per_group(head_dim.min(64)),
             Way::StoredValues(_) => per_group(head_dim),
             Way::PerToken(len, _) | Way::RotatedPerToken(len, _) => per_group(len.min(head_dim)),
@@ -61,7 +64,8 @@ impl Candidate {
         }
     }
 
-    fn apply(&self, tile: &mut [f32], head_dim: usize) {
+    /// To a tile whose first token has this position.
+    fn apply(&self, tile: &mut [f32], head_dim: usize, first: usize) {
         match self.way {
             Way::PerChannel(group) => per_channel(tile, head_dim, &[], group),
             Way::PerToken(len, group) => per_token(tile, head_dim, len, group),
@@ -74,6 +78,16 @@ impl Candidate {
                 tile.chunks_exact_mut(head_dim).for_each(rotate);
                 per_channel(tile, head_dim, &[], group);
                 tile.chunks_exact_mut(head_dim).for_each(rotate);
+            }
+            Way::BeforeRotary(group) => {
+                let turn = |tile: &mut [f32], sign: f64| {
+                    for (slot, key) in tile.chunks_exact_mut(head_dim).enumerate() {
+                        rotary(key, sign * (first + slot) as f64);
+                    }
+                };
+                turn(tile, -1.0);
+                per_channel(tile, head_dim, &[], group);
+                turn(tile, 1.0);
             }
             Way::StoredKeys(format) => tile.copy_from_slice(&stored(tile, head_dim, format).0),
             Way::StoredValues(format) => tile.copy_from_slice(&stored(tile, head_dim, format).1),
@@ -318,7 +332,7 @@ impl Head {
                 // Outlier channels vary more, too.
                 *x = *x * (1.0 + 0.1 * mean.abs()) + mean;
             }
-            rotary(key, token);
+            rotary(key, token as f64);
         }
         let mut values = Vec::new();
         for _ in 0..TOKENS {
@@ -343,7 +357,7 @@ impl Head {
         for i in 0..QUERIES {
             let mut query = random.normals(head_dim);
             query.iter_mut().zip(means).for_each(|(x, mean)| *x += mean);
-            rotary(&mut query, TOKENS);
+            rotary(&mut query, TOKENS as f64);
             if i % 2 == 0 {
                 let token = (random.uniform() * TOKENS as f32) as usize;
                 let key = &keys[token * head_dim..][..head_dim];
@@ -387,10 +401,10 @@ impl Head {
 }
 
 /// The rotary embedding of base 500,000 (Llama 3), pairs being the two halves.
-fn rotary(x: &mut [f32], position: usize) {
+fn rotary(x: &mut [f32], position: f64) {
     let half = x.len() / 2;
     for i in 0..half {
-        let angle = position as f64 * 500_000_f64.powf(-(i as f64) / half as f64);
+        let angle = position * 500_000_f64.powf(-(i as f64) / half as f64);
         let (sin, cos) = ((angle.sin()) as f32, (angle.cos()) as f32);
         (x[i], x[i + half]) = (
             x[i] * cos - x[i + half] * sin,
@@ -401,8 +415,9 @@ fn rotary(x: &mut [f32], position: usize) {
 
 fn quantized(candidate: &Candidate, numbers: &[f32], head_dim: usize) -> Vec<f32> {
     let mut numbers = numbers.to_vec();
-    for tile in numbers.chunks_exact_mut(TILE_TOKENS * head_dim) {
-        candidate.apply(tile, head_dim);
+    let tiles = numbers.chunks_exact_mut(TILE_TOKENS * head_dim);
+    for (i, tile) in tiles.enumerate() {
+        candidate.apply(tile, head_dim, i * TILE_TOKENS);
     }
     numbers
 }
@@ -482,6 +497,12 @@ const CANDIDATES: &[Candidate] = &[
     Candidate {
         name: "per channel, the same, 2 tried",
         way: Way::PerChannel(compact_2),
+        code_bits: 4.0,
+        group_bits: 16.0,
+    },
+    Candidate {
+        name: "per channel, before the rotary, 2 tried",
+        way: Way::BeforeRotary(compact_2),
         code_bits: 4.0,
         group_bits: 16.0,
     },
@@ -575,7 +596,7 @@ fn main() {
     println!("error of outputs / divergence of probabilities, in thousandths");
     for head_dim in [64, 128] {
         println!(
-            "head_dim {head_dim:27} bits    keys: plain          outliers    values: outliers"
+            "head_dim {head_dim:31} bits    keys: plain          outliers    values: outliers"
         );
         let heads: Vec<Vec<Head>> = [false, true]
             .map(|outliers| {
@@ -605,7 +626,7 @@ fn main() {
             let (plain, outliers) = (mean(&heads[0], true), mean(&heads[1], true));
             let values = mean(&heads[1], false);
             println!(
-                "{:35} {:6.3} {:8.2} /{:7.3} {:8.2} /{:7.3} {:8.2}",
+                "{:39} {:6.3} {:8.2} /{:7.3} {:8.2} /{:7.3} {:8.2}",
                 candidate.name,
                 candidate.bits(head_dim),
                 plain.0,

@@ -7,6 +7,8 @@
 
 pub mod bytes;
 pub mod nibbles;
+#[cfg(target_arch = "x86_64")]
+mod shuffles;
 
 /// Coded bytes that are none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -26,10 +26,11 @@ use super::quantized::{Parts, QUAD};
 use super::{BLOCK_TOKENS, KvFormat, KvLayout};
 use crate::Isa;
 use crate::ops::lanes::{Kernel, Lanes, dispatch};
-use crate::rans::nibbles::{self, Row, SYMBOLS};
+use crate::rans::nibbles::{self, Row};
 use crate::rans::{RansError, bytes};
 use std::ops::Range;
 
+mod choose;
 #[cfg(test)]
 mod tests;
 
@@ -169,15 +170,15 @@ fn encode(isa: Isa, layout: &KvLayout, block: &[u8], out: &mut [u8]) -> Option<u
                 head_dim,
                 tile,
                 rows,
-                models,
             },
         );
+        choose::choose(isa, rows, models);
     }
     let chosen: Vec<u8> = side.models.iter().map(|m| m & !DIFFERENCES).collect();
-    let bytes = nibbles::encode(&rows, &chosen, &mut out[HEAD_BYTES..])?;
+    let bytes = nibbles::encode(isa, &rows, &chosen, &mut out[HEAD_BYTES..])?;
     out[4..HEAD_BYTES].copy_from_slice(&(bytes as u32).to_le_bytes());
     let at = HEAD_BYTES + bytes;
-    Some(at + bytes::encode(&side.parts(), &mut out[at..])?)
+    Some(at + bytes::encode(isa, &side.parts(), &mut out[at..])?)
 }
 
 /// Takes scales and offsets off a tile; `None` if it has something where zeros belong.
@@ -186,12 +187,14 @@ fn split_off(tile: &[u8], number: usize, side: &mut Side) -> Option<()> {
     let parts = Parts::int4(head_dim);
     let keys = &tile[parts.keys.clone()];
     let rest = head_dim % (2 * QUAD);
-    let is_padding = |i: usize| rest > 0 && i / (QUAD * BLOCK_TOKENS) == head_dim / (2 * QUAD);
-    let past_head = keys.iter().enumerate().filter(|&(i, _)| is_padding(i));
-    let is_zero = past_head.into_iter().all(|(i, &byte)| {
-        let low = i % QUAD < rest || byte & 0xF == 0;
-        low && (i % QUAD + QUAD < rest || byte >> 4 == 0)
-    });
+    let is_zero = rest == 0
+        || keys[keys.len() - QUAD * BLOCK_TOKENS..]
+            .iter()
+            .enumerate()
+            .all(|(i, &byte)| {
+                let low = i % QUAD < rest || byte & 0xF == 0;
+                low && (i % QUAD + QUAD < rest || byte >> 4 == 0)
+            });
     if !is_zero || tile[parts.end..].iter().any(|&byte| byte != 0) {
         return None;
     }
@@ -221,33 +224,6 @@ fn median_of(bytes: &[u8]) -> u8 {
             below > half
         })
         .unwrap_or(0)
-}
-
-/// Makes a row of differences if that takes fewer bits; its model, and the mark.
-#[inline(always)]
-fn choose(row: &mut Row) -> u8 {
-    let mut differences = *row;
-    let mut before = MIDDLE;
-    for code in &mut differences {
-        (*code, before) = (code.wrapping_sub(before).wrapping_add(MIDDLE) % 16, *code);
-    }
-    let (plain, plain_cost) = nibbles::best_model(&count(row));
-    let (changing, changing_cost) = nibbles::best_model(&count(&differences));
-    if changing_cost < plain_cost {
-        *row = differences;
-        changing | DIFFERENCES
-    } else {
-        plain
-    }
-}
-
-#[inline(always)]
-fn count(row: &Row) -> [u8; SYMBOLS] {
-    let mut counts = [0; SYMBOLS];
-    for &code in row {
-        counts[usize::from(code % 16)] += 1;
-    }
-    counts
 }
 
 fn bad(offset: usize, reason: &'static str) -> RansError {
@@ -361,12 +337,11 @@ fn add_up(row: &mut Row) {
     }
 }
 
-/// The codes of a tile by channel, keys, then values, or their differences; and the models that suit them.
+/// The codes of a tile by channel, keys, then values.
 struct ReadRows<'a> {
     head_dim: usize,
     tile: &'a [u8],
     rows: &'a mut [Row],
-    models: &'a mut [u8],
 }
 
 impl Kernel for ReadRows<'_> {
@@ -388,14 +363,10 @@ impl Kernel for ReadRows<'_> {
         let codes = &self.tile[parts.values];
         for (i, eight) in codes.chunks_exact(QUAD * self.head_dim).enumerate() {
             for (row, quad) in values.iter_mut().zip(eight.as_chunks::<QUAD>().0) {
-                for j in 0..QUAD {
-                    row[2 * QUAD * i + j] = quad[j] & 0xF;
-                    row[2 * QUAD * i + QUAD + j] = quad[j] >> 4;
-                }
+                let both = u64::from(u32::from_le_bytes(*quad));
+                let apart = (both | both << 28) & 0x0F0F_0F0F_0F0F_0F0F;
+                row[2 * QUAD * i..][..2 * QUAD].copy_from_slice(&apart.to_le_bytes());
             }
-        }
-        for (row, model) in self.rows.iter_mut().zip(self.models) {
-            *model = choose(row);
         }
     }
 }

@@ -14,9 +14,13 @@
 //! Symbol `i` of a part is coded by state `i` modulo their number; each part begins with the first. Parts of one value
 //! take no more than their table. How many bytes a part has the caller knows.
 
+#[cfg(target_arch = "x86_64")]
+use super::shuffles::has_avx2;
 use super::{RansError, ahead, bad};
 use crate::Isa;
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(test)]
@@ -61,15 +65,28 @@ impl Width {
 /// How often each value occurs, in slots.
 type Frequencies = [u16; 256];
 
-/// Frequencies that sum to 2^`scale_bits`, at least 1 for each value that occurs.
-fn frequencies(part: &[u8], scale_bits: u32) -> Frequencies {
-    let mut counts = [0_u64; 256];
-    for &byte in part {
-        counts[usize::from(byte)] += 1;
+/// How often each value occurs. Four counters of each, so that equal bytes in a row do not wait for each other.
+fn count(part: &[u8]) -> [u64; 256] {
+    let mut counts = [[0_u64; 256]; 4];
+    let (fours, rest) = part.as_chunks::<4>();
+    for four in fours {
+        for (counts, &byte) in counts.iter_mut().zip(four) {
+            counts[usize::from(byte)] += 1;
+        }
     }
-    let (total, slots) = (part.len().max(1) as u64, 1_i64 << scale_bits);
+    for &byte in rest {
+        counts[0][usize::from(byte)] += 1;
+    }
+    let [a, b, c, d] = &counts;
+    std::array::from_fn(|i| a[i] + b[i] + c[i] + d[i])
+}
+
+/// Frequencies that sum to 2^`scale_bits`, at least 1 for each value that occurs.
+fn frequencies(counts: &[u64; 256], scale_bits: u32) -> Frequencies {
+    let total = counts.iter().sum::<u64>().max(1);
+    let slots = 1_i64 << scale_bits;
     let mut scaled = [0; 256];
-    for (out, &count) in scaled.iter_mut().zip(&counts) {
+    for (out, &count) in scaled.iter_mut().zip(counts) {
         if count > 0 {
             *out = (((count << scale_bits) + total / 2) / total).max(1) as u16;
         }
@@ -84,6 +101,15 @@ fn frequencies(part: &[u8], scale_bits: u32) -> Frequencies {
         }
         scaled[largest] = (i64::from(scaled[largest]) - excess) as u16;
     }
+}
+
+/// Bits that values which occur so often take.
+fn information(counts: &[u64; 256], table: &Frequencies, width: Width) -> f64 {
+    let pairs = counts.iter().zip(table).filter(|&(&count, _)| count > 0);
+    let bits = |(&count, &frequency): (&u64, &u16)| {
+        count as f64 * (f64::from(width.scale_bits()) - f64::from(frequency).log2())
+    };
+    pairs.map(bits).sum()
 }
 
 /// Appends to a slice.
@@ -128,12 +154,13 @@ impl Writer<'_> {
 }
 
 /// Encodes parts, none of them empty, into the start of `out`. Returns the bytes written; `None` if they do not fit, as
-/// where `out` is no larger than bytes that are random.
-pub fn encode(parts: &[&[u8]], out: &mut [u8]) -> Option<usize> {
+/// where `out` is no larger than bytes that are random. The same bytes on every instruction set.
+pub fn encode(isa: Isa, parts: &[&[u8]], out: &mut [u8]) -> Option<usize> {
     let width = Width::of(parts.iter().map(|part| part.len()).sum());
-    let tables: Vec<Frequencies> = parts
+    let counts: Vec<_> = parts.iter().map(|part| count(part)).collect();
+    let tables: Vec<Frequencies> = counts
         .iter()
-        .map(|part| frequencies(part, width.scale_bits()))
+        .map(|counts| frequencies(counts, width.scale_bits()))
         .collect();
     let mut writer = Writer { out, at: 0 };
     writer.put(&[u8::from(width == Width::Wide)])?;
@@ -144,51 +171,107 @@ pub fn encode(parts: &[&[u8]], out: &mut [u8]) -> Option<usize> {
     let (head, out) = (writer.at + 4 * lanes, writer.out);
     let mut states = vec![LOW; lanes];
     // Written backwards from the end, then moved to its place.
-    let mut at = out.len();
-    for (part, table) in parts.iter().zip(&tables).rev() {
-        at = encode_part(part, table, (width, &mut states), (out, head, at))?;
+    let body = out.get_mut(head..)?;
+    let pairs = counts.iter().zip(&tables);
+    let bits: f64 = pairs
+        .map(|(counts, table)| information(counts, table, width))
+        .sum();
+    // The states hold at most two bytes of it each. What can't fit, as noise can't, is not worth the attempt.
+    if bits / 8.0 > (body.len() + 2 * lanes) as f64 {
+        return None;
     }
-    let stream_bytes = out.len() - at;
-    out.copy_within(at.., head);
+    let mut at = body.len();
+    for (part, table) in parts.iter().zip(&tables).rev() {
+        at = encode_part(isa, part, table, (width, &mut states), &mut body[..at])?;
+    }
+    let stream_bytes = body.len() - at;
+    body.copy_within(at.., 0);
     for (slot, state) in out[head - 4 * lanes..head].chunks_exact_mut(4).zip(states) {
         slot.copy_from_slice(&state.to_le_bytes());
     }
     Some(head + stream_bytes)
 }
 
-/// Encodes a part before what stands at `at`, but not before `least`; where it begins then.
+/// A part's table for encoding: by value its frequency in the low half and its start above, and a reciprocal.
+struct Ranges {
+    scale_bits: u32,
+    ranges: [u32; 256],
+    /// 2^32 / frequency, rounded down, or the largest number below that.
+    reciprocals: [u32; 256],
+}
+
+impl Ranges {
+    fn new(table: &Frequencies, scale_bits: u32) -> Self {
+        let (mut ranges, mut reciprocals) = ([0; 256], [0; 256]);
+        let mut start = 0;
+        for (value, &frequency) in table.iter().enumerate() {
+            let frequency = u32::from(frequency);
+            ranges[value] = start << 16 | frequency;
+            reciprocals[value] = match frequency {
+                0 | 1 => u32::MAX,
+                _ => ((1_u64 << 32) / u64::from(frequency)) as u32,
+            };
+            start += frequency;
+        }
+        Self {
+            scale_bits,
+            ranges,
+            reciprocals,
+        }
+    }
+
+    /// Encodes a value before what stands at `at`, where there is room for a word; where it begins then.
+    fn encode(&self, value: u8, state: &mut u32, out: &mut [u8], at: usize) -> Option<usize> {
+        let range = self.ranges[usize::from(value)];
+        let (frequency, start) = (range & 0xFFFF, range >> 16);
+        let mut at = at;
+        let mut rest = *state;
+        if rest >> (32 - self.scale_bits) >= frequency {
+            at = at.checked_sub(2)?;
+            out[at..at + 2].copy_from_slice(&(rest as u16).to_le_bytes());
+            rest >>= 16;
+        }
+        let reciprocal = u64::from(self.reciprocals[usize::from(value)]);
+        // At most one too little, since a state is below 2^32.
+        let mut quotient = ((u64::from(rest) * reciprocal) >> 32) as u32;
+        quotient += u32::from(rest - quotient * frequency >= frequency);
+        rest -= quotient * frequency;
+        *state = (quotient << self.scale_bits) + rest + start;
+        Some(at)
+    }
+}
+
+/// Encodes a part into the end of `out`; where it begins then.
 fn encode_part(
+    isa: Isa,
     part: &[u8],
     table: &Frequencies,
     (width, states): (Width, &mut [u32]),
-    (out, least, mut at): (&mut [u8], usize, usize),
+    out: &mut [u8],
 ) -> Option<usize> {
-    let scale_bits = width.scale_bits();
-    if at < least {
-        return None;
-    }
-    if part
-        .first()
-        .is_none_or(|&value| u32::from(table[usize::from(value)]) == 1 << scale_bits)
-    {
+    let is_constant = |&value: &u8| u32::from(table[usize::from(value)]) == 1 << width.scale_bits();
+    let mut at = out.len();
+    if part.first().is_none_or(is_constant) {
         return Some(at);
     }
-    let mut starts = [0_u32; 256];
-    let mut sum = 0;
-    for (start, &frequency) in starts.iter_mut().zip(table) {
-        *start = sum;
-        sum += u32::from(frequency);
+    let ranges = Ranges::new(table, width.scale_bits());
+    let (groups, rest) = part.split_at(part.len() / states.len() * states.len());
+    for (&value, state) in rest.iter().zip(states.iter_mut()).rev() {
+        at = ranges.encode(value, state, out, at)?;
     }
-    for (index, &byte) in part.iter().enumerate().rev() {
-        let frequency = u32::from(table[usize::from(byte)]);
-        let state = &mut states[index % width.lanes()];
-        if *state >> (32 - scale_bits) >= frequency {
-            at = at.checked_sub(2).filter(|&at| at >= least)?;
-            out[at..at + 2].copy_from_slice(&(*state as u16).to_le_bytes());
-            *state >>= 16;
+    let mut groups = groups;
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2(isa)
+        && let Ok(states) = states.try_into()
+    {
+        // SAFETY: the machine has AVX2.
+        (groups, at) = unsafe { avx2::encode(&ranges, groups, states, &mut out[..at]) };
+    }
+    let _ = isa;
+    for group in groups.chunks_exact(states.len()).rev() {
+        for (&value, state) in group.iter().zip(states.iter_mut()).rev() {
+            at = ranges.encode(value, state, out, at)?;
         }
-        let (quotient, rest) = (*state / frequency, *state % frequency);
-        *state = (quotient << scale_bits) + rest + starts[usize::from(byte)];
     }
     Some(at)
 }
@@ -321,14 +404,19 @@ impl Stream<'_> {
     /// Reads zeros behind the end, and counts them.
     fn decode(&mut self, isa: Isa, entries: &[Entry], part: &mut [u8]) {
         #[cfg(target_arch = "x86_64")]
-        if matches!(isa, Isa::Avx512 | Isa::Avx512Vnni)
-            && isa.is_available()
-            && let (Ok(states), Some(entries)) =
+        if has_avx2(isa)
+            && let (Ok(states), Some(table)) =
                 (self.states.as_mut_slice().try_into(), entries.first_chunk())
         {
             let (whole, rest) = part.as_chunks_mut();
-            // SAFETY: the machine has AVX-512 F, BW and VL.
-            self.at = unsafe { avx512::decode(entries, (self.bytes, self.at), states, whole) };
+            let stream = (self.bytes, self.at);
+            self.at = if matches!(isa, Isa::Avx512 | Isa::Avx512Vnni) {
+                // SAFETY: the machine has AVX-512 F, BW and VL.
+                unsafe { avx512::decode(table, stream, states, whole) }
+            } else {
+                // SAFETY: the machine has AVX2.
+                unsafe { avx2::decode(table, stream, states, whole) }
+            };
             self.decode_plain(entries, rest);
             return;
         }
@@ -345,11 +433,12 @@ impl Stream<'_> {
                 *byte = entry as u8;
                 // At most 2^32 - 1: a frequency is below the number of slots, or its part is constant.
                 *state = (entry >> 8 & 0xFFF) * (*state >> self.scale_bits) + (entry >> 20);
-                if *state < LOW {
-                    let word: [u8; 2] = ahead(self.bytes, self.at);
-                    *state = *state << 16 | u32::from(u16::from_le_bytes(word));
-                    self.at += 2;
-                }
+                // Without a branch, which would often be guessed wrongly.
+                let word: [u8; 2] = ahead(self.bytes, self.at);
+                let refilled = *state << 16 | u32::from(u16::from_le_bytes(word));
+                let is_small = *state < LOW;
+                *state = if is_small { refilled } else { *state };
+                self.at += 2 * usize::from(is_small);
             }
         }
     }

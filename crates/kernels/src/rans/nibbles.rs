@@ -13,16 +13,22 @@
 //! `s + 1/2` roughly: by the density at `s`, and at least 1/256. Their tables are made in integers, so that they are the
 //! same everywhere.
 
+#[cfg(target_arch = "x86_64")]
+use super::shuffles::has_avx2;
 use super::{RansError, bad};
 use crate::Isa;
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod models;
 #[cfg(test)]
 mod tests;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::best_model as best_model_avx2;
 pub use models::MODELS;
 use models::{Model, Models, SHAPES};
 
@@ -45,66 +51,91 @@ fn models() -> &'static Models {
 }
 
 /// The model that codes these symbols, counted by value, in the fewest bits, and their sixty-fourths.
-#[inline(always)]
 pub fn best_model(counts: &[u8; SYMBOLS]) -> (u8, u16) {
     models().best(counts)
 }
 
 /// Encodes rows by the models chosen for them into the start of `out`. Returns the bytes written; `None` if they do not
-/// fit with a row's room to spare.
+/// fit with a row's room to spare. The same bytes on every instruction set.
 ///
 /// # Panics
 /// If there are not as many models as rows, one does not exist, or a symbol is none.
-pub fn encode(rows: &[Row], chosen: &[u8], out: &mut [u8]) -> Option<usize> {
+pub fn encode(isa: Isa, rows: &[Row], chosen: &[u8], out: &mut [u8]) -> Option<usize> {
     assert_eq!(rows.len(), chosen.len(), "a model for each row");
     if out.len() < HEAD_BYTES {
         return None;
     }
-    let models = models();
-    let mut states = [u32::from(LOW); LANES];
+    let mut states = [LOW; LANES];
     // Written backwards from the end, then moved to its place.
-    let mut at = out.len();
-    for (row, &model) in rows.iter().zip(chosen).rev() {
-        at = encode_row(
-            row,
-            models.get(model),
-            &mut states,
-            &mut out[HEAD_BYTES..],
-            at - HEAD_BYTES,
-        )? + HEAD_BYTES;
-    }
-    let stream_bytes = out.len() - at;
-    out.copy_within(at.., HEAD_BYTES);
+    let body = &mut out[HEAD_BYTES..];
+    let end = body.len();
+    let at = encode_rows(isa, rows, chosen, &mut states, body)?;
+    body.copy_within(at.., 0);
     for (slot, state) in out[..HEAD_BYTES].chunks_exact_mut(2).zip(states) {
-        slot.copy_from_slice(&(state as u16).to_le_bytes());
+        slot.copy_from_slice(&state.to_le_bytes());
     }
-    Some(HEAD_BYTES + stream_bytes)
+    Some(HEAD_BYTES + end - at)
 }
 
-/// Encodes one row before what stands at `at`; where it begins then.
+/// Encodes rows into the end of `out`; where they begin then.
+fn encode_rows(
+    isa: Isa,
+    rows: &[Row],
+    chosen: &[u8],
+    states: &mut [u16; LANES],
+    out: &mut [u8],
+) -> Option<usize> {
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2(isa) {
+        // SAFETY: the machine has AVX2.
+        return unsafe { avx2::encode(rows, chosen, states, out) };
+    }
+    let _ = isa;
+    encode_plain(rows, chosen, states, out)
+}
+
+/// The reference.
+fn encode_plain(
+    rows: &[Row],
+    chosen: &[u8],
+    states: &mut [u16; LANES],
+    out: &mut [u8],
+) -> Option<usize> {
+    let models = models();
+    let mut at = out.len();
+    for (row, &model) in rows.iter().zip(chosen).rev() {
+        at = encode_row(row, models.get(model), states, &mut out[..at])?;
+    }
+    Some(at)
+}
+
+/// Encodes one row into the end of `out`, which must have room for it at its longest; where it begins then.
 fn encode_row(
     row: &Row,
     model: &Model,
-    states: &mut [u32; LANES],
+    states: &mut [u16; LANES],
     out: &mut [u8],
-    mut at: usize,
 ) -> Option<usize> {
+    let mut at = out.len();
     if at < LANES {
         return None;
     }
-    for lane in (0..LANES).rev() {
-        let symbol = usize::from(row[lane]);
+    for (&symbol, state) in row.iter().zip(states).rev() {
+        let symbol = usize::from(symbol);
         let frequency = u32::from(model.frequencies[symbol]);
-        let mut state = states[lane];
-        if state >> SCALE_BITS >= frequency {
-            at -= 1;
-            out[at] = state as u8;
-            state >>= 8;
-        }
-        // Exact: the state is below 2^16 and the reciprocal a 2^24th part, rounded up.
-        let quotient = ((u64::from(state) * u64::from(model.reciprocals[symbol])) >> 24) as u32;
-        let rest = state - quotient * frequency;
-        states[lane] = (quotient << SCALE_BITS) + rest + u32::from(model.starts[symbol]);
+        let mut rest = u32::from(*state);
+        let is_large = rest >> SCALE_BITS >= frequency;
+        // Counts only if it is taken off; what stands there otherwise is written over.
+        out[at - 1] = rest as u8;
+        at -= usize::from(is_large);
+        rest >>= 8 * u32::from(is_large);
+        let [low, high] = model.reciprocals;
+        let reciprocal = u32::from(u16::from_le_bytes([low[symbol], high[symbol]]));
+        // At most one too little, since a state is below 2^16.
+        let mut quotient = (rest * reciprocal) >> 16;
+        quotient += u32::from(rest - quotient * frequency >= frequency);
+        rest -= quotient * frequency;
+        *state = ((quotient << SCALE_BITS) + rest + u32::from(model.starts[symbol])) as u16;
     }
     Some(at)
 }
@@ -115,7 +146,7 @@ pub struct Decoder<'a> {
     bytes: &'a [u8],
     at: usize,
     states: [u16; LANES],
-    is_wide: bool,
+    isa: Isa,
 }
 
 impl<'a> Decoder<'a> {
@@ -138,7 +169,7 @@ impl<'a> Decoder<'a> {
             bytes,
             at: HEAD_BYTES,
             states,
-            is_wide: is_wide(isa),
+            isa,
         })
     }
 
@@ -155,9 +186,13 @@ impl<'a> Decoder<'a> {
             return Err(bad(self.at, "a row has a model that does not exist"));
         }
         #[cfg(target_arch = "x86_64")]
-        if self.is_wide {
+        if is_wide(self.isa) {
             // SAFETY: `is_wide` says that the machine has AVX-512 F, BW, VL, VBMI and VBMI2.
             unsafe { avx512::decode(self, chosen, rows) };
+            return self.check_end();
+        } else if has_avx2(self.isa) {
+            // SAFETY: the machine has AVX2.
+            unsafe { avx2::decode(self, chosen, rows) };
             return self.check_end();
         }
         self.decode_plain(chosen, rows);
@@ -182,11 +217,12 @@ impl<'a> Decoder<'a> {
                 let frequency = u16::from(model.frequencies[usize::from(*symbol)]);
                 let start = u16::from(model.starts[usize::from(*symbol)]);
                 *state = frequency * (*state >> SCALE_BITS) + (slot - start);
-                if *state < LOW {
-                    let next = self.bytes.get(self.at).copied().unwrap_or(0);
-                    *state = *state << 8 | u16::from(next);
-                    self.at += 1;
-                }
+                // Without a branch, which would often be guessed wrongly.
+                let next = self.bytes.get(self.at).copied().unwrap_or(0);
+                let is_small = *state < LOW;
+                let refilled = *state << 8 | u16::from(next);
+                *state = if is_small { refilled } else { *state };
+                self.at += usize::from(is_small);
             }
         }
     }
@@ -203,12 +239,11 @@ impl<'a> Decoder<'a> {
     }
 }
 
-/// Whether the machine has what the vector decoder needs and `isa` allows it.
+/// Whether the machine has what the widest decoder needs and `isa` allows it.
+#[cfg(target_arch = "x86_64")]
 fn is_wide(isa: Isa) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if matches!(isa, Isa::Avx512 | Isa::Avx512Vnni) && isa.is_available() {
-        return is_x86_feature_detected!("avx512vbmi") && is_x86_feature_detected!("avx512vbmi2");
-    }
-    let _ = isa;
-    false
+    matches!(isa, Isa::Avx512 | Isa::Avx512Vnni)
+        && isa.is_available()
+        && is_x86_feature_detected!("avx512vbmi")
+        && is_x86_feature_detected!("avx512vbmi2")
 }

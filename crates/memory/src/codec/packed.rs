@@ -36,7 +36,7 @@ fn bad(offset: usize, reason: &'static str) -> CodecError {
 fn encode_plane(plane: &[u8], out: &mut [u8]) -> Result<(u8, usize), CodecError> {
     let room = out.len().min(plane.len());
     if let Some(bytes) = (room > 0)
-        .then(|| rans::encode(&[plane], &mut out[..room]))
+        .then(|| rans::encode(Isa::best(), &[plane], &mut out[..room]))
         .flatten()
     {
         return Ok((1, bytes));

@@ -3,7 +3,7 @@ use crate::kv::tests::numbers;
 use crate::kv::{CodeBits, KvBlock, coarsen_block, convert_block, read_kv, write_kv_run};
 use proptest::prelude::*;
 
-const ISAS: [Isa; 2] = [Isa::Scalar, Isa::Avx512];
+const ISAS: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
 
 fn isas() -> impl Iterator<Item = Isa> {
     ISAS.into_iter().filter(|isa| isa.is_available())

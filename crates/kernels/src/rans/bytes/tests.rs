@@ -2,17 +2,22 @@ use super::*;
 use proptest::prelude::*;
 
 fn isas() -> impl Iterator<Item = Isa> {
-    [Isa::Scalar, Isa::Avx512]
+    [Isa::Scalar, Isa::Avx2, Isa::Avx512]
         .into_iter()
         .filter(|isa| isa.is_available())
 }
 
 fn encoded(parts: &[&[u8]]) -> Vec<u8> {
     let bytes: usize = parts.iter().map(|part| part.len()).sum();
-    let mut out = vec![0xA5; 2 * bytes + 1000];
-    let len = encode(parts, &mut out).expect("room");
-    out.truncate(len);
-    out
+    let mut all = isas().map(|isa| {
+        let mut out = vec![0xA5; 2 * bytes + 1000];
+        let len = encode(isa, parts, &mut out).expect("room");
+        out.truncate(len);
+        out
+    });
+    let reference = all.next().expect("the portable one");
+    assert!(all.all(|other| other == reference), "the same bytes");
+    reference
 }
 
 fn decoded(isa: Isa, bytes: &[u8], lens: &[usize]) -> Result<Vec<Vec<u8>>, RansError> {
@@ -66,7 +71,54 @@ fn the_size_is_that_of_the_entropy() {
         .sum();
     let bytes = encoded(&[&part]).len() as f64;
     assert!(bytes < entropy * 1.002 + 400.0, "{bytes} of {entropy}");
-    assert_eq!(encode(&[&part], &mut [0; 1000]), None, "too little room");
+    for isa in isas() {
+        assert_eq!(
+            encode(isa, &[&part], &mut [0; 1000]),
+            None,
+            "too little room"
+        );
+    }
+}
+
+#[test]
+fn what_just_fits_is_written_alike_and_nothing_behind_it() {
+    for len in [3000, 20_001] {
+        let part = skewed(len, 5);
+        let whole = encoded(&[&part]);
+        for isa in isas() {
+            let mut out = vec![0xA5; whole.len() + 64];
+            for room in [whole.len(), whole.len() + 1, whole.len() + 63] {
+                let found = encode(isa, &[&part], &mut out[..room]);
+                assert_eq!(found, Some(whole.len()), "{isa} in {room}");
+                assert_eq!(out[..whole.len()], whole, "{isa} in {room}");
+            }
+            assert_eq!(out.last(), Some(&0xA5), "{isa}");
+            let short = &mut out[..whole.len() - 1];
+            assert_eq!(encode(isa, &[&part], short), None, "{isa}");
+        }
+    }
+}
+
+#[test]
+fn every_state_is_coded_as_by_division() {
+    for frequency in (1..4096).step_by(13) {
+        let mut table = [0; 256];
+        (table[3], table[200]) = (4096 - frequency as u16, frequency as u16);
+        let ranges = Ranges::new(&table, 12);
+        let states = (0..200).map(|i| LOW + i);
+        let states = states.chain((0..200).map(|i| u32::MAX - i * 999_983));
+        for state in states.chain((1..200).map(|i| (frequency << 20) - i)) {
+            let mut coded = state.max(LOW);
+            let is_large = coded >> 20 >= frequency;
+            let rest = if is_large { coded >> 16 } else { coded };
+            let start = 4096 - frequency;
+            let by_division = ((rest / frequency) << 12) + rest % frequency + start;
+            ranges
+                .encode(200, &mut coded, &mut [0; 2], 2)
+                .expect("room");
+            assert_eq!(coded, by_division, "{state} by {frequency}");
+        }
+    }
 }
 
 #[test]

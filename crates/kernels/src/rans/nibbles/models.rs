@@ -8,7 +8,7 @@ const ONE: u64 = 1 << 32;
 /// Models that a row may be coded by.
 pub const MODELS: usize = SHAPES.len();
 /// Costs of one symbol, by model, in whole vectors.
-type Costs = [u16; MODELS.next_multiple_of(32)];
+pub(super) type Costs = [u16; MODELS.next_multiple_of(32)];
 
 /// What a model looks like: the weights exp(-(s - mean)² / 2 deviation²) of the symbols `s`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,8 +119,8 @@ pub(super) struct Model {
     pub(super) frequencies: [u8; SYMBOLS],
     /// Sums of the frequencies before.
     pub(super) starts: [u8; SYMBOLS],
-    /// 2^24 / frequency, rounded up.
-    pub(super) reciprocals: [u32; SYMBOLS],
+    /// The low and high bytes of 2^16 / frequency, rounded down, or of the largest number below that.
+    pub(super) reciprocals: [[u8; SYMBOLS]; 2],
 }
 
 impl Model {
@@ -130,7 +130,10 @@ impl Model {
             ranges: [[0; 2]; SYMBOLS],
             frequencies,
             starts: [0; SYMBOLS],
-            reciprocals: frequencies.map(|f| (1_u32 << 24).div_ceil(u32::from(f))),
+            reciprocals: [0, 1].map(|byte| {
+                let reciprocal = |f: u8| (1_u32 << 16) / u32::from(f).max(1);
+                frequencies.map(|f| reciprocal(f).min(0xFFFF).to_le_bytes()[byte])
+            }),
         };
         let mut start = 0;
         for (symbol, &frequency) in frequencies.iter().enumerate() {
@@ -148,7 +151,7 @@ impl Model {
 pub(super) struct Models {
     models: Vec<Model>,
     /// In sixty-fourths of a bit.
-    costs: [Costs; SYMBOLS],
+    pub(super) costs: [Costs; SYMBOLS],
 }
 
 impl Models {
@@ -157,7 +160,8 @@ impl Models {
             .iter()
             .map(|shape| Model::new(shape.frequencies()))
             .collect();
-        let mut costs = [[0; MODELS.next_multiple_of(32)]; SYMBOLS];
+        // What fills up the last vector costs more than any model.
+        let mut costs = [[1000; MODELS.next_multiple_of(32)]; SYMBOLS];
         for (number, model) in models.iter().enumerate() {
             for (symbol, &frequency) in model.frequencies.iter().enumerate() {
                 let bits = f64::from(SCALE_BITS) - f64::from(frequency).log2();
@@ -175,8 +179,7 @@ impl Models {
         &self.models[usize::from(number)]
     }
 
-    /// The model that costs least, and what it costs, in sixty-fourths of a bit.
-    #[inline(always)]
+    /// The model that costs least, the first of several, and what it costs, in sixty-fourths of a bit.
     pub(super) fn best(&self, counts: &[u8; SYMBOLS]) -> (u8, u16) {
         debug_assert!(counts.iter().map(|&c| usize::from(c)).sum::<usize>() <= LANES);
         let mut sums: Costs = [0; MODELS.next_multiple_of(32)];
@@ -186,9 +189,7 @@ impl Models {
                 *sum = sum.wrapping_add(u16::from(count).wrapping_mul(cost));
             }
         }
-        let least = sums[..MODELS]
-            .iter()
-            .fold(u16::MAX, |least, &sum| least.min(sum));
+        let least = sums.iter().fold(u16::MAX, |least, &sum| least.min(sum));
         let best = sums.iter().position(|&sum| sum == least).unwrap_or(0);
         (best as u8, least)
     }

@@ -2,16 +2,21 @@ use super::*;
 use proptest::prelude::*;
 
 fn isas() -> impl Iterator<Item = Isa> {
-    [Isa::Scalar, Isa::Avx512]
+    [Isa::Scalar, Isa::Avx2, Isa::Avx512]
         .into_iter()
         .filter(|isa| isa.is_available())
 }
 
 fn encoded(rows: &[Row], chosen: &[u8]) -> Vec<u8> {
-    let mut out = vec![0xA5; HEAD_BYTES + LANES * (rows.len() + 1)];
-    let len = encode(rows, chosen, &mut out).expect("room");
-    out.truncate(len);
-    out
+    let mut all = isas().map(|isa| {
+        let mut out = vec![0xA5; HEAD_BYTES + LANES * (rows.len() + 1)];
+        let len = encode(isa, rows, chosen, &mut out).expect("room");
+        out.truncate(len);
+        out
+    });
+    let reference = all.next().expect("the portable one");
+    assert!(all.all(|other| other == reference), "the same bytes");
+    reference
 }
 
 fn decoded(isa: Isa, bytes: &[u8], chosen: &[u8]) -> Result<Vec<Row>, RansError> {
@@ -47,6 +52,30 @@ fn rows_come_back_by_every_model() {
 }
 
 #[test]
+fn every_state_is_coded_as_by_division() {
+    let models = models();
+    for number in 0..MODELS as u8 {
+        let model = models.get(number);
+        for symbol in 0..SYMBOLS {
+            let frequency = u32::from(model.frequencies[symbol]);
+            for state in (u32::from(LOW)..1 << 16).step_by(1 + number as usize) {
+                let mut states = [state as u16; LANES];
+                let row = [symbol as u8; LANES];
+                encode_row(&row, model, &mut states, &mut [0; LANES]).expect("room");
+                let is_large = state >> 8 >= frequency;
+                let rest = if is_large { state >> 8 } else { state };
+                let start = u32::from(model.starts[symbol]);
+                let coded = rest / frequency * 256 + rest % frequency + start;
+                assert!(
+                    states.iter().all(|&s| u32::from(s) == coded),
+                    "{state} by {number}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn the_best_model_costs_what_is_written() {
     let rows = rows(1000, 12);
     let mut counts = [0; SYMBOLS];
@@ -73,8 +102,10 @@ fn the_best_model_costs_what_is_written() {
 fn too_little_room_and_bad_models_are_refused() {
     let rows = rows(100, 16);
     let chosen = vec![0; 100];
-    assert_eq!(encode(&rows, &chosen, &mut [0; 500]), None);
-    assert_eq!(encode(&rows, &chosen, &mut [0; 10]), None);
+    for isa in isas() {
+        assert_eq!(encode(isa, &rows, &chosen, &mut [0; 500]), None, "{isa}");
+        assert_eq!(encode(isa, &rows, &chosen, &mut [0; 10]), None, "{isa}");
+    }
     let bytes = encoded(&rows, &chosen);
     let unknown = vec![MODELS as u8; 100];
     assert!(decoded(Isa::best(), &bytes, &unknown).is_err());
