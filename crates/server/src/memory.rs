@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use neap_engine::AdapterState;
+use neap_engine::{AdapterState, AttendedTokens};
 use neap_memory::cache::Census;
 use neap_memory::pressure::watch::Watch;
 use neap_memory::{Budget, ChargeKind, Level};
@@ -109,6 +109,12 @@ fn levels(report: &Report) -> Vec<Value> {
     levels.map(describe).collect()
 }
 
+/// What was attended to, by level.
+fn attended(report: &Report, tell: impl Fn(u64) -> Value) -> Value {
+    let AttendedTokens { hot, int8, int4 } = report.attended;
+    json!({"hot": tell(hot), "int8": tell(int8), "int4": tell(int4)})
+}
+
 fn adapters(report: &Report) -> Vec<Value> {
     let describe = |a: &AdapterState| {
         json!({
@@ -126,7 +132,7 @@ fn describe(app: &App) -> Value {
         .iter()
         .map(|&kind| (kind.name().to_owned(), ledger.of_kind(kind).into()))
         .collect();
-    let cache = &report.cache;
+    let (cache, pairs) = (&report.cache, report.attended.pairs() as f64);
     let pool = report.pool.map(|p| {
         json!({
             "held_blocks": p.held_blocks,
@@ -172,9 +178,9 @@ fn describe(app: &App) -> Value {
             "dropped_blocks": cache.dropped_blocks,
             "failed_blocks": cache.failed_blocks,
         },
-        "attended_tokens": {
-            "hot": report.attended.hot, "int8": report.attended.int8, "int4": report.attended.int4,
-        },
+        "attended_tokens": attended(&report, |tokens| json!(tokens)),
+        // Null before there was any.
+        "attended_share": attended(&report, |tokens| json!(tokens as f64 / pairs)),
         "pool": pool,
         "adapters": adapters(&report),
         "engine": {

@@ -11,7 +11,7 @@ use axum::response::Response;
 use neap_memory::cache::KvCache;
 use neap_memory::disk::DiskStore;
 use neap_memory::session::{Export, Imported, KeepOptions, Session, SessionError, Sessions};
-use neap_memory::{BlockHash, Fingerprint, Namespace};
+use neap_memory::{BlockHash, Fingerprint, KvQuality, Namespace};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -154,6 +154,22 @@ impl Keeper {
             // One that is not there is new.
             let _ = kept.restore(cache, namespace, name, now_ms);
         }
+    }
+
+    /// The quality of a conversation, that of its latest turn if it has had several, among those of these namespaces.
+    pub fn quality_of(
+        &self,
+        namespaces: &[Namespace],
+        name: &str,
+        now_ms: u64,
+    ) -> Option<KvQuality> {
+        let used_ms = |namespace: &Namespace| {
+            let known = self.known.get(&id_of(namespace, name)).map(|k| k.used_ms);
+            let kept = || self.kept_session(namespace, name, now_ms);
+            known.or_else(|| kept().map(|session| session.saved_ms))
+        };
+        let found = namespaces.iter().filter(|n| used_ms(n).is_some());
+        found.max_by_key(|n| used_ms(n)).map(Namespace::quality)
     }
 
     fn kept_session(&self, namespace: &Namespace, name: &str, now_ms: u64) -> Option<&Session> {

@@ -273,6 +273,15 @@ struct Active {
     turn: Option<Turn>,
 }
 
+/// What decides under which names a request's blocks are cached, but for its quality.
+fn about(request: &Request) -> Request {
+    Request {
+        tenant: request.tenant.clone(),
+        adapter: request.adapter.clone(),
+        ..Request::default()
+    }
+}
+
 /// What a conversation with a name has come to.
 struct Turn {
     wish: SessionWish,
@@ -487,9 +496,13 @@ impl<D: Decoder> Worker<D> {
         if self.active.len() + call.requests.len() > self.settings.max_active {
             return Err(ApiError::busy());
         }
-        let mut turn = None;
+        let (mut turn, mut quality) = (None, None);
         if let (Some(wish), Some(first)) = (&call.asking.session, call.requests.first()) {
-            let namespace = self.engine.namespace_of(first)?;
+            quality = self.quality_of(first, &wish.name)?;
+            let namespace = self.engine.namespace_of(&Request {
+                quality,
+                ..about(first)
+            })?;
             let cache = self.engine.cache_mut();
             self.keeper.begin(&namespace, &wish.name, cache, clock_ms());
             turn = Some(Turn {
@@ -501,7 +514,11 @@ impl<D: Decoder> Worker<D> {
         }
         let mut ids = Vec::with_capacity(call.requests.len());
         for (index, request) in call.requests.iter().enumerate() {
-            match self.engine.submit(request.clone()) {
+            let request = Request {
+                quality: request.quality.or(quality),
+                ..request.clone()
+            };
+            match self.engine.submit(request) {
                 Ok(id) => ids.push((id, index)),
                 Err(why) => {
                     for (id, _) in ids {
@@ -530,6 +547,25 @@ impl<D: Decoder> Worker<D> {
         }
         self.count_active();
         Ok(())
+    }
+
+    /// The quality that a request asks for, or else that its conversation has had, if this server still allows it.
+    fn quality_of(&self, request: &Request, name: &str) -> Result<Option<KvQuality>, ApiError> {
+        if request.quality.is_some() {
+            return Ok(request.quality);
+        }
+        let of = |quality| {
+            self.engine.namespace_of(&Request {
+                quality,
+                ..about(request)
+            })
+        };
+        let allowed = of(None)?.quality();
+        let mut namespaces = Vec::new();
+        for quality in KvQuality::ALL.into_iter().filter(|&q| q <= allowed) {
+            namespaces.push(of(Some(quality))?);
+        }
+        Ok(self.keeper.quality_of(&namespaces, name, clock_ms()))
     }
 
     fn count_active(&self) {

@@ -2,6 +2,7 @@
 
 mod support;
 
+use neap_memory::KvQuality;
 use serde_json::{Value, json};
 use support::{Folder, Server, Setup, serve};
 
@@ -371,6 +372,56 @@ async fn conversations_with_a_name_are_listed_kept_pinned_and_deleted() {
     assert_eq!(of(&sessions, "loose"), Value::Null);
     let nobody = "/memory/sessions/00/pin";
     assert_eq!(server.send("POST", nobody, "", "").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_keeps_the_quality_that_it_asked_for() {
+    let folder = Folder::new();
+    let setup = || Setup {
+        disk: Some(folder.0.clone()),
+        quality: KvQuality::Small,
+        ..Setup::default()
+    };
+    let server = serve(setup()).await;
+    let keep = json!({"prompt_cache_retention": "24h"});
+    let mut exact = keep.clone();
+    exact["kv_quality"] = json!("exact");
+    let all_but_one = |answer: &Value| {
+        let usage = &answer["usage"];
+        let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64();
+        cached == usage["prompt_tokens"].as_u64().map(|tokens| tokens - 1)
+    };
+    server.post(CHAT, named("careful", exact)).await;
+    server.post(CHAT, named("careless", keep.clone())).await;
+    for name in ["careful", "careless"] {
+        let answer = server.post(CHAT, named(name, keep.clone())).await.json();
+        assert!(all_but_one(&answer), "{name}: {answer}");
+    }
+    let is_kept = |s: &Value| s["is_kept"] == true;
+    let sessions = sessions_when(&server, |s| {
+        s["sessions"].as_array().unwrap().iter().all(is_kept)
+    })
+    .await;
+    assert_eq!(sessions["sessions"].as_array().unwrap().len(), 2);
+    assert_eq!(of(&sessions, "careful")["quality"], "exact");
+    assert_eq!(of(&sessions, "careless")["quality"], "small");
+
+    // Over a restart, and until it asks for another.
+    server
+        .running
+        .stop(std::time::Duration::ZERO, std::future::pending())
+        .await;
+    let server = serve(setup()).await;
+    let answer = server.post(CHAT, named("careful", json!({}))).await.json();
+    assert!(all_but_one(&answer), "{answer}");
+    let high = json!({"kv_quality": "high"});
+    let answer = server.post(CHAT, named("careful", high)).await.json();
+    assert!(!all_but_one(&answer), "{answer}");
+    let answer = server.post(CHAT, named("careful", json!({}))).await.json();
+    assert!(all_but_one(&answer), "{answer}");
+    let memory = server.get("/memory").await.json();
+    let share = &memory["attended_share"];
+    assert_eq!((&share["hot"], &share["int4"]), (&json!(1.0), &json!(0.0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

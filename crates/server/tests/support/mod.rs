@@ -12,7 +12,7 @@ use neap_engine::{Engine, EngineConfig};
 use neap_memory::cache::{CacheOptions, KvCache};
 use neap_memory::disk::{Directory, DiskOptions, DiskStore};
 use neap_memory::session::Sessions;
-use neap_memory::{Budget, Fingerprint, KvPool};
+use neap_memory::{Budget, Fingerprint, KvPool, KvQuality};
 use neap_model::chat::ChatTemplate;
 use neap_model::decoder::{Decoder, DecoderLimits, SequenceChunk, StepError};
 use neap_model::source::ModelSource;
@@ -92,6 +92,7 @@ pub struct Setup {
     pub token: Duration,
     pub parallel: usize,
     pub blocks: u64,
+    pub quality: KvQuality,
     /// A folder for the disk level.
     pub disk: Option<PathBuf>,
     /// What a reload reads, made with the server's budget.
@@ -106,6 +107,7 @@ impl Default for Setup {
             token: Duration::ZERO,
             parallel: 8,
             blocks: 1024,
+            quality: KvQuality::Exact,
             disk: None,
             configuration: None,
         }
@@ -141,6 +143,7 @@ pub fn load(id: &str, budget: &Budget, setup: &Setup) -> Result<Loaded<FakeDecod
     let pool = KvPool::new(budget, BLOCK_BYTES, BLOCK_TOKENS);
     let config = EngineConfig {
         max_running: setup.parallel,
+        quality: setup.quality,
         secret: [9; 32],
         fingerprint: Fingerprint::of_parts(&[("model", id.as_bytes())]),
         ..EngineConfig::default()
