@@ -211,7 +211,7 @@ impl Inspection {
             architecture: String::new(),
             config: None,
             problem: None,
-            parameters: tensors.iter().map(|info| info.len() as u64).sum(),
+            parameters: tensors.iter().map(TensorInfo::parameters).sum(),
             tensor_bytes: tensors.iter().map(|info| info.bytes as u64).sum(),
             formats: format_shares(tensors),
             tensors: tensors.iter().map(line).collect(),
@@ -282,7 +282,7 @@ fn format_shares(tensors: &[TensorInfo]) -> Vec<FormatShare> {
         };
         let share = &mut shares[at];
         share.tensors += 1;
-        share.parameters += info.len() as u64;
+        share.parameters += info.parameters();
         share.bytes += info.bytes as u64;
     }
     shares.sort_by_key(|share| std::cmp::Reverse(share.bytes));

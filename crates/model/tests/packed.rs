@@ -5,6 +5,7 @@ mod support;
 use std::path::PathBuf;
 
 use neap_kernels::format::WeightFormat;
+use neap_model::inspect::Inspection;
 use neap_model::safetensors::{HfFolder, SafetensorsFiles};
 use neap_model::source::{LayerTensor, ModelFileError, ModelSource, SourceTensor, TensorName};
 use serde_json::{Value, json};
@@ -113,6 +114,21 @@ fn converting_keeps_codes() {
         let (a, b) = (source.tensor(down).unwrap(), file.tensor(down).unwrap());
         assert_eq!((a.format, b.format), (format, format));
         assert_eq!(encoded(&a), encoded(&b), "{name}");
+    }
+}
+
+/// Codes are counted, not the words that hold them.
+#[test]
+fn parameters_are_those_of_the_unpacked_matrices() {
+    for (name, ..) in MODELS {
+        let seen = Inspection::open(folder(name)).unwrap();
+        let words = seen.formats.iter().find(|share| share.format == "I32");
+        let all = TensorName::all(seen.config.as_ref().unwrap());
+        let source = packed(name);
+        let matrices = all.filter_map(|name| source.optional(name));
+        let packed = matrices.filter(|tensor| tensor.name.ends_with(".qweight"));
+        let expected: usize = packed.map(|tensor| tensor.len()).sum();
+        assert_eq!(words.unwrap().parameters, expected as u64, "{name}");
     }
 }
 

@@ -44,6 +44,16 @@ impl TensorInfo {
         self.shape.iter().product()
     }
 
+    /// The weights that it holds: of words of packed codes eight each, of other integers none.
+    pub fn parameters(&self) -> u64 {
+        let len = self.len() as u64;
+        match self.stored {
+            Stored::I32 if self.name.ends_with(".qweight") => 8 * len,
+            Stored::I32 => 0,
+            _ => len,
+        }
+    }
+
     /// Always false: a tensor without values is refused when the file is opened.
     pub fn is_empty(&self) -> bool {
         false
