@@ -72,6 +72,9 @@ pub struct EvalKvArgs {
     /// Draw quality against bits into an SVG file.
     #[arg(long, value_name = "PATH")]
     pub plot: Option<PathBuf>,
+    /// Write the first window's blocks into this folder, as each level has them, to try other coders on.
+    #[arg(long, value_name = "FOLDER")]
+    pub dump: Option<PathBuf>,
     /// Do not ask for facts; the tasks inside neap are in the language of its own model.
     #[arg(long)]
     pub no_recall: bool,

@@ -39,6 +39,8 @@ struct Report {
     windows: usize,
     window_tokens: usize,
     scored_tokens: usize,
+    /// Of a hot block.
+    block_bytes: usize,
     levels: Vec<Row>,
 }
 
@@ -199,6 +201,9 @@ fn compare(args: &EvalKvArgs) -> Result<Report, Failure> {
         run_window(&mut parts, &windows, &window, &mut contestants)?;
         if codings.is_empty() {
             codings = coding::measure(&parts, &contestants[0].lane.table)?;
+            if let Some(folder) = &args.dump {
+                coding::dump(&parts, &contestants[0].lane.table, folder)?;
+            }
         }
         bar.inc(1);
     }
@@ -227,6 +232,7 @@ fn compare(args: &EvalKvArgs) -> Result<Report, Failure> {
         windows: count,
         window_tokens: windows.tokens_each,
         scored_tokens: exact.len(),
+        block_bytes: parts.kv.block_bytes(),
         levels,
     })
 }

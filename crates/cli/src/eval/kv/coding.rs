@@ -1,5 +1,6 @@
 //! How small and how fast each codec is, on a model's own blocks.
 
+use std::path::Path;
 use std::time::Instant;
 
 use neap_kernels::attention::bench::{AttentionBench, BenchModel};
@@ -40,11 +41,7 @@ fn measure_codec(
     name: &'static str,
     codec: &dyn BlockCodec,
 ) -> Result<Coding, Failure> {
-    let hot_bytes = parts.kv.block_bytes();
-    let decoded_bytes = match parts.quantized.at(codec.decodes_to()) {
-        Some(level) => level.max_encoded_bytes(hot_bytes),
-        None => hot_bytes,
-    };
+    let (hot_bytes, decoded_bytes) = (parts.kv.block_bytes(), decoded_bytes(parts, codec));
     let mut encoded = vec![0; codec.max_encoded_bytes(hot_bytes)];
     let mut decoded = vec![0; decoded_bytes];
     let failed = |why| Failure::new(format!("a block does not come back: {why}"));
@@ -73,6 +70,54 @@ fn measure_codec(
         encode_gb_per_s: gb(hot_bytes) / encode_s,
         decode_gb_per_s: gb(decoded_bytes) / decode_s,
     })
+}
+
+/// Bytes of a block that a codec decodes.
+fn decoded_bytes(parts: &Parts, codec: &dyn BlockCodec) -> usize {
+    let hot_bytes = parts.kv.block_bytes();
+    match parts.quantized.at(codec.decodes_to()) {
+        Some(level) => level.max_encoded_bytes(hot_bytes),
+        None => hot_bytes,
+    }
+}
+
+/// Writes the full blocks of a hot table into a folder, a file for each level that is attended to, one block behind the
+/// other; those of [`PACKED_INT4`] as they come back.
+pub(super) fn dump(parts: &Parts, table: &BlockTable, folder: &Path) -> Result<(), Failure> {
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name.replace(' ', "-"));
+        std::fs::create_dir_all(folder)
+            .and_then(|()| std::fs::write(&path, bytes))
+            .map_err(|why| Failure::new(format!("{} can't be written: {why}", path.display())))
+    };
+    let blocks = 0..table.len_full_blocks();
+    let hot: Vec<&[u8]> = blocks.map(|index| table.block(index)).collect();
+    write(Level::Hot.name(), &hot.concat())?;
+    let mut encoded = Vec::new();
+    let failed = |why| Failure::new(format!("a block does not come back: {why}"));
+    for codec in parts.quantized.iter() {
+        let mut all = Vec::new();
+        encoded.resize(codec.max_encoded_bytes(parts.kv.block_bytes()), 0);
+        for block in &hot {
+            let len = codec.encode(block, &mut encoded).map_err(failed)?;
+            all.extend_from_slice(&encoded[..len]);
+        }
+        write(codec.name(), &all)?;
+    }
+    if let Some(codec) = parts.quantized.packed.as_deref() {
+        let mut all = Vec::new();
+        encoded.resize(codec.max_encoded_bytes(parts.kv.block_bytes()), 0);
+        let mut decoded = vec![0; decoded_bytes(parts, codec)];
+        for block in &hot {
+            let len = codec.encode(block, &mut encoded).map_err(failed)?;
+            codec
+                .decode(&encoded[..len], &mut decoded)
+                .map_err(failed)?;
+            all.extend_from_slice(&decoded);
+        }
+        write(PACKED_INT4, &all)?;
+    }
+    Ok(())
 }
 
 /// How many times as fast as f16 a token attends to `tokens` of blocks of a level; `None` if it is not attended to.
