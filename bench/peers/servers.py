@@ -27,6 +27,7 @@ import urllib.request
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = pathlib.Path.home() / ".cache" / "neap-bench"
+BLOCKS = CACHE / "blocks"
 
 
 def log(text: str) -> None:
@@ -91,10 +92,8 @@ class Server:
 def neap(args, room_tokens: int, parallel: int, extra=()):
     """Neap with room for so many tokens of f16 keys and values beside weights and scratch."""
     room = room_tokens * args.bytes_per_token + args.fixed_bytes
-    disk = CACHE / "blocks"
-    shutil.rmtree(disk, ignore_errors=True)
     return [args.neap, "serve", "--model", args.model, "--port", args.port, "--parallel", parallel, "--memory", room,
-            "--threads", args.threads, "--idle-sink", "5", "--disk", disk, *extra]
+            "--threads", args.threads, "--idle-sink", "5", "--disk", BLOCKS, *extra]
 
 
 def llama(args, room_tokens: int, extra):
@@ -147,6 +146,8 @@ def cases(args):
 
 
 def measure(args, load, command):
+    # What a server before this one kept would be found again.
+    shutil.rmtree(BLOCKS, ignore_errors=True)
     with Server(command, args.port) as server:
         bench = [args.neap, "bench", "serve", "--url", f"http://127.0.0.1:{args.port}", "--pid", server.process.pid,
                  "--settle", args.settle, "--timeout", args.timeout, "--json", *load]
