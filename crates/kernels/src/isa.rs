@@ -67,6 +67,12 @@ impl Isa {
         }
     }
 
+    /// Whether this machine has it and AVX2 with it, for kernels that need no more.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn includes_avx2(self) -> bool {
+        !matches!(self, Isa::Scalar | Isa::Neon) && self.is_available()
+    }
+
     /// The name that [`FromStr`] takes.
     pub fn name(self) -> &'static str {
         match self {

@@ -14,8 +14,6 @@
 //! Symbol `i` of a part is coded by state `i` modulo their number; each part begins with the first. Parts of one value
 //! take no more than their table. How many bytes a part has the caller knows.
 
-#[cfg(target_arch = "x86_64")]
-use super::shuffles::has_avx2;
 use super::{RansError, ahead, bad};
 use crate::Isa;
 
@@ -29,6 +27,10 @@ mod tests;
 const LOW: u32 = 1 << 16;
 /// Values that are listed rather than marked.
 const LISTED: usize = 32;
+
+/// Of [`Width::Wide`], which registers are filled by.
+const WIDE_LANES: usize = 64;
+const WIDE_SCALE_BITS: u32 = 12;
 
 /// How many states there are, and how fine frequencies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,14 +52,14 @@ impl Width {
     fn lanes(self) -> usize {
         match self {
             Self::Narrow => 4,
-            Self::Wide => 64,
+            Self::Wide => WIDE_LANES,
         }
     }
 
     fn scale_bits(self) -> u32 {
         match self {
             Self::Narrow => 10,
-            Self::Wide => 12,
+            Self::Wide => WIDE_SCALE_BITS,
         }
     }
 }
@@ -261,7 +263,7 @@ fn encode_part(
     }
     let mut groups = groups;
     #[cfg(target_arch = "x86_64")]
-    if has_avx2(isa)
+    if isa.includes_avx2()
         && let Ok(states) = states.try_into()
     {
         // SAFETY: the machine has AVX2.
@@ -404,7 +406,7 @@ impl Stream<'_> {
     /// Reads zeros behind the end, and counts them.
     fn decode(&mut self, isa: Isa, entries: &[Entry], part: &mut [u8]) {
         #[cfg(target_arch = "x86_64")]
-        if has_avx2(isa)
+        if isa.includes_avx2()
             && let (Ok(states), Some(table)) =
                 (self.states.as_mut_slice().try_into(), entries.first_chunk())
         {

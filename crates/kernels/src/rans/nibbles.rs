@@ -13,8 +13,6 @@
 //! `s + 1/2` roughly: by the density at `s`, and at least 1/256. Their tables are made in integers, so that they are the
 //! same everywhere.
 
-#[cfg(target_arch = "x86_64")]
-use super::shuffles::has_avx2;
 use super::{RansError, bad};
 use crate::Isa;
 use std::sync::OnceLock;
@@ -86,7 +84,7 @@ fn encode_rows(
     out: &mut [u8],
 ) -> Option<usize> {
     #[cfg(target_arch = "x86_64")]
-    if has_avx2(isa) {
+    if isa.includes_avx2() {
         // SAFETY: the machine has AVX2.
         return unsafe { avx2::encode(rows, chosen, states, out) };
     }
@@ -190,7 +188,7 @@ impl<'a> Decoder<'a> {
             // SAFETY: `is_wide` says that the machine has AVX-512 F, BW, VL, VBMI and VBMI2.
             unsafe { avx512::decode(self, chosen, rows) };
             return self.check_end();
-        } else if has_avx2(self.isa) {
+        } else if self.isa.includes_avx2() {
             // SAFETY: the machine has AVX2.
             unsafe { avx2::decode(self, chosen, rows) };
             return self.check_end();

@@ -1,6 +1,5 @@
 //! Putting the bytes or words of some lanes together, and taking them apart again, with AVX2.
 
-use crate::Isa;
 use std::arch::x86_64::*;
 
 /// What a byte shuffle makes zero of.
@@ -30,11 +29,6 @@ const fn shuffles(compress: bool) -> [[u8; 8]; 256] {
         set += 1;
     }
     all
-}
-
-/// Whether the machine has AVX2 and `isa` allows it.
-pub(super) fn has_avx2(isa: Isa) -> bool {
-    !matches!(isa, Isa::Scalar | Isa::Neon) && isa.is_available()
 }
 
 #[target_feature(enable = "avx2")]

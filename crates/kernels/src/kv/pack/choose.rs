@@ -11,7 +11,7 @@ mod avx2;
 /// on every instruction set.
 pub(super) fn choose(isa: Isa, rows: &mut [Row], models: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    if !matches!(isa, Isa::Scalar | Isa::Neon) && isa.is_available() {
+    if isa.includes_avx2() {
         // SAFETY: the machine has AVX2.
         return unsafe { avx2::choose(rows, models) };
     }

@@ -1,12 +1,10 @@
 //! Sixty-four symbols a step: eight registers of states, so that none waits for the slots of another.
 
-use super::{Entry, LOW, Ranges};
+use super::{Entry, LOW, Ranges, WIDE_LANES as LANES, WIDE_SCALE_BITS as SCALE_BITS};
 use crate::rans::ahead;
 use crate::rans::shuffles::{compress_words, expand_words};
 use std::arch::x86_64::*;
 
-const SCALE_BITS: u32 = 12;
-const LANES: usize = 64;
 const SLOTS: usize = 1 << SCALE_BITS;
 /// States of a register.
 const STEP: usize = 8;

@@ -1,12 +1,10 @@
 //! Sixty-four symbols a step: four registers of states, so that none waits for the slots of another.
 
-use super::{Entry, LOW};
+use super::{Entry, LOW, WIDE_LANES as LANES, WIDE_SCALE_BITS as SCALE_BITS};
 use crate::rans::ahead;
 use std::arch::x86_64::*;
 
-const SCALE_BITS: u32 = 12;
 const SLOTS: usize = 1 << SCALE_BITS;
-const LANES: usize = 64;
 /// States of a register.
 const STEP: usize = 16;
 
