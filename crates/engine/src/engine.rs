@@ -35,6 +35,10 @@ const MOST_FETCHING: usize = 4;
 /// How long one step waits for the remote level where nothing else is to be done: what happens meanwhile waits too.
 const FETCH_PATIENCE: Duration = Duration::from_millis(5);
 
+/// One part in so many of the budget sinks at once at least where blocks of running sequences must sink: finding
+/// them costs the same whether few or many sink.
+const SUNK_AHEAD_SHARE: u64 = 128;
+
 /// Limits of an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineConfig {
@@ -409,30 +413,54 @@ impl<D: Decoder> Engine<D> {
 
     fn plan(&mut self) -> Plan {
         self.fetch_ahead();
+        self.pay_for_shrink();
         let running = self.running_candidates();
         let waiting = match self.promote_ahead(&running) {
             true => Vec::new(),
             false => self.admissible(),
         };
-        let wanted_bytes = self.make_room(&running, &waiting);
+        let wanted_bytes = schedule::bytes_wanted(&running, &waiting, self.block_size());
         self.balance_weights(wanted_bytes);
-        let block_bytes = self.kv.charged_block_bytes();
-        let available = self.budget.available();
-        let cached_bytes = wanted_bytes.saturating_sub(available);
-        let free_bytes = available + self.cache.freeable_bytes_up_to(cached_bytes);
-        // Their blocks may have sunk.
-        let running = self.running_candidates();
-        let plan = schedule::plan(&Snapshot {
-            running: &running,
-            waiting: &waiting,
-            free_blocks: (free_bytes / block_bytes) as usize,
-            deficit_blocks: self.budget.excess().div_ceil(block_bytes) as usize,
-            block_tokens: self.kv.block_tokens(),
-            batch_tokens: self.pace.limit(self.config.batch_tokens),
-            max_running: self.config.max_running,
-        });
+        let short = wanted_bytes.saturating_sub(self.free_bytes_up_to(wanted_bytes));
+        let sinkable_bytes = match short {
+            0 => 0,
+            _ => self.sinkable_bytes(),
+        };
+        let mut plan = self.plan_within(&waiting, wanted_bytes, sinkable_bytes);
+        if plan.sink_bytes > 0 && self.sink_running(plan.sink_bytes) < plan.sink_bytes {
+            // Not everything sank: who needs it has to wait, or others give way.
+            plan = self.plan_within(&waiting, wanted_bytes, 0);
+        }
         tracing::trace!(?plan, "planned a step");
         plan
+    }
+
+    /// Plans with what is free of the `wanted_bytes`, and `sinkable_bytes` besides.
+    fn plan_within(&self, waiting: &[Candidate], wanted_bytes: u64, sinkable_bytes: u64) -> Plan {
+        let (block_bytes, block_tokens) = self.block_size();
+        schedule::plan(&Snapshot {
+            running: &self.running_candidates(),
+            waiting,
+            free_bytes: self.free_bytes_up_to(wanted_bytes),
+            sinkable_bytes,
+            deficit_bytes: self.budget.excess(),
+            block_bytes,
+            block_tokens,
+            batch_tokens: self.pace.limit(self.config.batch_tokens),
+            max_running: self.config.max_running,
+        })
+    }
+
+    /// Bytes and tokens of a block.
+    fn block_size(&self) -> (u64, usize) {
+        (self.kv.charged_block_bytes(), self.kv.block_tokens())
+    }
+
+    /// What the budget and the cache have room for, counted until `wanted_bytes` are found.
+    fn free_bytes_up_to(&self, wanted_bytes: u64) -> u64 {
+        let available = self.budget.available();
+        let missing = wanted_bytes.saturating_sub(available);
+        available + self.cache.freeable_bytes_up_to(missing)
     }
 
     fn running_candidates(&self) -> Vec<Candidate> {
@@ -442,29 +470,28 @@ impl<D: Decoder> Engine<D> {
             .collect()
     }
 
-    /// Pays for a budget that shrank, and where cached blocks are not enough for what is wanted, lets old
-    /// blocks of running sequences sink. Sequences are preempted for what is missing still. Returns the
-    /// bytes that are wanted.
-    fn make_room(&mut self, running: &[Candidate], waiting: &[Candidate]) -> u64 {
+    /// What old blocks of running sequences would give if they sank.
+    fn sinkable_bytes(&self) -> u64 {
+        let lossy = self.running.iter().filter(|s| s.is_lossy());
+        lossy.map(|s| s.sinkable_bytes(&self.cache)).sum()
+    }
+
+    /// Lets old blocks of running sequences sink for `bytes`, and a little ahead. Returns what that gave.
+    fn sink_running(&mut self, bytes: u64) -> u64 {
+        let ahead = self.budget.limit() / SUNK_AHEAD_SHARE;
+        let mut lossy = lossy_tables(&mut self.running);
+        self.cache
+            .sink_running(bytes.max(ahead), self.now_ms, &mut lossy)
+    }
+
+    /// Pays for a budget that shrank with cached blocks and, where these are not enough, lets old blocks of running
+    /// sequences sink. Sequences are preempted for what is missing still.
+    fn pay_for_shrink(&mut self) {
         if self.budget.excess() > 0 {
             self.let_incoming_go();
+            let mut lossy = lossy_tables(&mut self.running);
+            self.cache.shrink_with(self.now_ms, &mut lossy);
         }
-        let blocks = schedule::blocks_wanted(running, waiting, self.kv.block_tokens());
-        let wanted_bytes = blocks as u64 * self.kv.charged_block_bytes();
-        let may_sink = self.running.iter().any(Sequence::may_sink);
-        let mut lossy: Vec<&mut BlockTable> = self
-            .running
-            .iter_mut()
-            .filter(|s| s.quality() > KvQuality::Exact)
-            .map(|s| &mut s.table)
-            .collect();
-        self.cache.shrink_with(self.now_ms, &mut lossy);
-        let missing = wanted_bytes.saturating_sub(self.budget.available());
-        if missing > 0 && may_sink {
-            let missing = missing - self.cache.freeable_bytes_up_to(missing).min(missing);
-            self.cache.sink_running(missing, self.now_ms, &mut lossy);
-        }
-        wanted_bytes
     }
 
     /// Has the remote level read for those who wait first, and takes what has come; who runs does not wait for it.
@@ -495,15 +522,15 @@ impl<D: Decoder> Engine<D> {
     fn promote_ahead(&mut self, running: &[Candidate]) -> bool {
         /// Others may sink again what was brought up: this comes to an end.
         const MOST_STEPS: u32 = 64;
+        let (block_bytes, block_tokens) = self.block_size();
         let Some(first) = self.waiting.first_mut() else {
             return false;
         };
         if running.is_empty() || first.promotions >= MOST_STEPS {
             return false;
         }
-        let kept_free =
-            running.len() + schedule::blocks_wanted(running, &[], self.kv.block_tokens());
-        let kept_free_bytes = kept_free as u64 * self.kv.charged_block_bytes();
+        let kept_free_bytes = running.len() as u64 * block_bytes
+            + schedule::bytes_wanted(running, &[], (block_bytes, block_tokens));
         first.promote(&mut self.cache, kept_free_bytes)
     }
 
@@ -529,7 +556,7 @@ impl<D: Decoder> Engine<D> {
             if !sequence.is_fetching()
                 && !ahead.any(|other| sequence.common_prefix(other) > worth_waiting)
             {
-                candidates.push(sequence.waiting_candidate(hit));
+                candidates.push(sequence.waiting_candidate(hit, &self.cache));
                 chosen[index] = true;
             }
             if candidates.len() == places {
@@ -683,6 +710,12 @@ impl<D: Decoder> Engine<D> {
             events.push(sequence.finished(reason));
         }
     }
+}
+
+/// The tables of those whose blocks may sink.
+fn lossy_tables(running: &mut [Sequence]) -> Vec<&mut BlockTable> {
+    let lossy = running.iter_mut().filter(|s| s.is_lossy());
+    lossy.map(|s| &mut s.table).collect()
 }
 
 /// What a chunk of a batch is of.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use neap_memory::cache::{Asked, Forecast, Incoming, KvCache};
-use neap_memory::{BlockTable, KvQuality, Level, Namespace};
+use neap_memory::{Block, BlockTable, KvQuality, Level, Namespace};
 use neap_model::tokenizer::{DetokenizeOptions, Detokenizer, Tokenizer};
 
 use crate::engine::AdapterId;
@@ -153,24 +153,42 @@ impl Sequence {
         let partial =
             (!computed_tokens.is_multiple_of(block_tokens)).then(|| computed_tokens / block_tokens);
         let copied = partial.is_some_and(|index| blocks[index].is_shared());
-        let is_freeable = |(index, block): (usize, &neap_memory::Block)| {
-            block.claims() <= if index < self.cached_blocks { 2 } else { 1 }
+        let sunk_bytes = self.sunk_block_bytes(cache);
+        let sinkable = self.table.sinkable_blocks();
+        let is_freeable = |(index, block): &(usize, &Block)| {
+            block.claims() <= if *index < self.cached_blocks { 2 } else { 1 }
         };
-        let held_bytes: u64 = blocks
-            .iter()
-            .enumerate()
-            .filter(|&b| is_freeable(b))
-            .map(|(_, block)| block.charged_bytes())
-            .sum();
+        let once_sunk = |(index, block): (usize, &Block)| match sinkable.contains(&index) {
+            true => block.charged_bytes().min(sunk_bytes),
+            false => block.charged_bytes(),
+        };
+        let own = blocks.iter().enumerate().filter(is_freeable);
         let incoming_bytes = self.incoming.as_ref().map_or(0, Incoming::freeable_bytes);
-        let freeable_bytes = held_bytes + incoming_bytes;
-        let hot_bytes = self.table.pool().charged_block_bytes();
         Candidate {
             computed_tokens,
             pending_tokens: self.pending_tokens(cache),
             held_blocks: blocks.len() - usize::from(copied),
-            freeable_blocks: freeable_bytes.div_ceil(hot_bytes) as usize,
+            attach_bytes: 0,
+            freeable_bytes: own.map(once_sunk).sum::<u64>() + incoming_bytes,
+            sunk_block_bytes: sunk_bytes,
         }
+    }
+
+    /// Bytes of one of its old blocks, once that has sunk as far as the quality allows while the sequence runs.
+    fn sunk_block_bytes(&self, cache: &KvCache) -> u64 {
+        cache.charged_bytes_at(self.quality().lowest(false))
+    }
+
+    /// Bytes that there would be room for if its old blocks sank; its part of those that it shares.
+    pub fn sinkable_bytes(&self, cache: &KvCache) -> u64 {
+        let sunk_bytes = self.sunk_block_bytes(cache);
+        let blocks = self.table.sinkable_blocks();
+        let gain = |block: &Block| {
+            let users = block.claims().saturating_sub(1) as u64;
+            let gain = block.charged_bytes().saturating_sub(sunk_bytes);
+            gain.checked_div(users).unwrap_or(0)
+        };
+        self.table.blocks()[blocks].iter().map(gain).sum()
     }
 
     /// Tokens to be computed: up to where it meets what is being loaded, or to the end.
@@ -195,12 +213,14 @@ impl Sequence {
     }
 
     /// The sequence as the scheduler sees it while it waits and the cache holds `hit` of it.
-    pub fn waiting_candidate(&self, hit: Forecast) -> Candidate {
+    pub fn waiting_candidate(&self, hit: Forecast, cache: &KvCache) -> Candidate {
         Candidate {
             computed_tokens: hit.tokens,
             pending_tokens: self.tokens.len() - hit.tokens,
-            held_blocks: hit.shared_blocks,
-            freeable_blocks: 0,
+            held_blocks: hit.tokens / self.table.block_tokens(),
+            attach_bytes: hit.attach_bytes,
+            freeable_bytes: 0,
+            sunk_block_bytes: self.sunk_block_bytes(cache),
         }
     }
 
@@ -298,16 +318,14 @@ impl Sequence {
         }
     }
 
-    /// Whether one of its blocks is above the level that its quality allows while it runs.
-    pub fn may_sink(&self) -> bool {
-        let lowest = self.quality().lowest(false);
-        let blocks = &self.table.blocks()[self.table.sinkable_blocks()];
-        lowest.is_lossy() && blocks.iter().any(|block| block.level() < lowest)
-    }
-
     /// How low the sequence's blocks may sink.
     pub fn quality(&self) -> KvQuality {
         self.namespace.quality()
+    }
+
+    /// Whether they may sink at all.
+    pub fn is_lossy(&self) -> bool {
+        self.quality() > KvQuality::Exact
     }
 
     /// Adds to `sums` what computing the next `tokens` tokens attends to, in pairs of tokens.

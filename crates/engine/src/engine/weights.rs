@@ -23,13 +23,13 @@ impl<D: Decoder> Engine<D> {
             }
         };
         if excess > 0 {
-            let blocks: usize = self
+            let blocks_bytes: u64 = self
                 .running
                 .iter()
                 .skip(1)
-                .map(|s| s.running_candidate(&self.cache).freeable_blocks)
+                .map(|s| s.running_candidate(&self.cache).freeable_bytes)
                 .sum();
-            let missing = excess.saturating_sub(blocks as u64 * self.kv.charged_block_bytes());
+            let missing = excess.saturating_sub(blocks_bytes);
             if missing > 0 {
                 self.release_weights(missing);
             }

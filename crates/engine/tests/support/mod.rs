@@ -25,6 +25,7 @@ pub struct FakeDecoder {
     limits: DecoderLimits,
     /// The token that the forward pass fails at.
     pub fail_at: Option<u32>,
+    pub context_tokens: usize,
     weights: Option<FakeWeights>,
 }
 
@@ -43,6 +44,7 @@ impl FakeDecoder {
             logits: Vec::new(),
             limits,
             fail_at: None,
+            context_tokens: CONTEXT,
             weights: None,
         }
     }
@@ -81,7 +83,7 @@ impl Decoder for FakeDecoder {
     }
 
     fn context_tokens(&self) -> usize {
-        CONTEXT
+        self.context_tokens
     }
 
     fn limits(&self) -> DecoderLimits {

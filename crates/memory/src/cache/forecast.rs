@@ -1,6 +1,7 @@
 //! What a scheduler asks before it decides: what a prompt would find, and what could be freed.
 
-use super::{Held, KvCache};
+use super::{Entry, Held, KvCache};
+use crate::codec::PACKED_ID;
 use crate::hash::Namespace;
 use crate::level::Level;
 use crate::pool::KvPool;
@@ -12,8 +13,10 @@ use crate::region::round_to_pages;
 pub struct Forecast {
     /// Tokens that [`KvCache::attach`] would find, if nothing has to be let go of and nothing is damaged.
     pub tokens: usize,
-    /// Full blocks among these that tables use at this moment: attaching them takes no room.
-    pub shared_blocks: usize,
+    /// Bytes of room that attaching them takes: those of blocks that are not in RAM or are packed there, at the most
+    /// that they may come back with, and those that could be let go of otherwise. Blocks that tables use at this moment take
+    /// none.
+    pub attach_bytes: u64,
 }
 
 impl KvCache {
@@ -21,30 +24,38 @@ impl KvCache {
     #[must_use]
     pub fn forecast(&self, namespace: &Namespace, tokens: &[u32]) -> Forecast {
         let found = self.tree.peek(namespace, tokens);
-        let held = |&node: &_| self.tree.get(node).map(|entry| &entry.held);
-        let usable = |held: &Held| !matches!(held, Held::Gone);
-        let full = found
-            .full
-            .iter()
-            .map_while(|node| held(node).filter(|h| usable(h)));
+        let usable = |&node: &_| {
+            let entry = self.tree.get(node);
+            entry.filter(|entry| !matches!(entry.held, Held::Gone))
+        };
+        let full = found.full.iter().map_while(usable);
         let mut forecast = Forecast::default();
         let mut whole = 0;
-        for held in full {
+        for entry in full {
             whole += 1;
-            if let Held::Ram(block) = held
-                && block.is_shared()
-            {
-                forecast.shared_blocks += 1;
-            }
+            forecast.attach_bytes += self.attach_bytes(entry);
         }
         forecast.tokens = whole * self.pool.block_tokens();
         if whole == found.full.len()
             && let Some(partial) = found.partial
-            && held(&partial.node).is_some_and(usable)
+            && let Some(entry) = usable(&partial.node)
         {
             forecast.tokens += partial.tokens;
+            forecast.attach_bytes += self.attach_bytes(entry);
         }
         forecast
+    }
+
+    fn attach_bytes(&self, entry: &Entry) -> u64 {
+        match &entry.held {
+            Held::Ram(block) if block.is_shared() => 0,
+            Held::Ram(block) if block.level().is_attendable() => block.charged_bytes(),
+            Held::Ram(_) if entry.packed_by != PACKED_ID => {
+                let codec = self.options.quantized.packed.as_ref();
+                self.charged_bytes_at(codec.map_or(Level::Hot, |codec| codec.decodes_to()))
+            }
+            _ => self.pool.charged_block_bytes(),
+        }
     }
 
     /// Bytes in RAM of cached blocks that no table uses: what [`free`](Self::free) could give back at
