@@ -3,7 +3,9 @@
 mod kill;
 mod kill_serve;
 mod log;
+mod lora;
 mod memory;
+mod models;
 mod reload;
 mod remote;
 mod s3;

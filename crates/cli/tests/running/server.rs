@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
@@ -46,6 +47,16 @@ impl Server {
 }
 
 impl Server {
+    /// The status and the JSON of an answer.
+    pub fn get(&self, path: &str) -> (u16, Value) {
+        ask(&self.url, ("GET", path), "", &Value::Null)
+    }
+
+    /// The same, to a body.
+    pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        ask(&self.url, ("POST", path), "", body)
+    }
+
     /// As `kill -9` does it.
     pub fn kill(&mut self) {
         self.child.kill().expect("it runs");
@@ -60,7 +71,7 @@ impl Drop for Server {
     }
 }
 
-/// The status and the JSON of an answer; an empty key and a body that is null are left out.
+/// The status and the JSON of an answer, a string if it is plain text; an empty key and a body that is null are left out.
 pub fn ask(url: &str, (method, path): (&str, &str), key: &str, body: &Value) -> (u16, Value) {
     let address = url.trim_start_matches("http://");
     let body = match body {
@@ -78,8 +89,14 @@ pub fn ask(url: &str, (method, path): (&str, &str), key: &str, body: &Value) -> 
     stream.read_to_string(&mut answer).expect("answered");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
-    let body = serde_json::from_str(body).expect("JSON");
+    let body = serde_json::from_str(body).unwrap_or_else(|_| body.into());
     (status.expect("a status"), body)
+}
+
+/// A small model with known outputs.
+pub fn golden(name: &str) -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden");
+    tests.join(name)
 }
 
 /// Runs `neap` to its end.

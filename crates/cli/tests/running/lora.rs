@@ -1,19 +1,12 @@
 //! LoRA adapters through the program: on the command line, many in one server, and added and removed while it runs.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-const PROMPT: &str = "the hen sat on an egg and the egg sat on the hen, again and again, until the hen had had enough of it";
+use crate::server::{Server, golden, neap, text};
 
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../model/tests/golden")
-        .join(name)
-}
+const PROMPT: &str = "the hen sat on an egg and the egg sat on the hen, again and again, until the hen had had enough of it";
 
 fn model() -> String {
     golden("architectures/qwen3").display().to_string()
@@ -50,73 +43,25 @@ fn run(more: &[&str]) -> (bool, String) {
         "--model",
         &model,
     ];
-    let ran = Command::new(env!("CARGO_BIN_EXE_neap"))
-        .args(fixed)
-        .args(more)
-        .output()
-        .unwrap();
+    let ran = neap(&[&fixed, more].concat());
     let told = if ran.status.success() {
         ran.stdout
     } else {
         ran.stderr
     };
-    let text = String::from_utf8_lossy(&told).into_owned();
+    let text = text(&told);
     (
         ran.status.success(),
         text.strip_suffix('\n').unwrap_or(&text).to_owned(),
     )
 }
 
-struct Server {
-    child: Child,
-    address: String,
+fn start(more: &[&str]) -> Server {
+    let model = model();
+    Server::start(&[&["--threads", "1", "--model", &model], more].concat())
 }
 
 impl Server {
-    fn start(more: &[&str]) -> Self {
-        let model = model();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_neap"))
-            .args(["serve", "--port", "0", "--threads", "1", "--model", &model])
-            .args(more)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = loop {
-            let line = lines.next().expect("a line with the address").unwrap();
-            if let Some((_, address)) = line.split_once("http://") {
-                break address.trim_end_matches('/').to_owned();
-            }
-        };
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, address }
-    }
-
-    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            body.len()
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (
-            head.split(' ').nth(1).unwrap().parse().unwrap(),
-            body.to_owned(),
-        )
-    }
-
-    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
-        let (status, text) = self.ask("POST", path, &body.to_string());
-        (
-            status,
-            serde_json::from_str(&text).unwrap_or(Value::String(text)),
-        )
-    }
-
     fn complete(&self, model: &str) -> (u16, Value) {
         let body = json!({"model": model, "prompt": PROMPT, "max_tokens": 16, "temperature": 0, "ignore_eos": true});
         self.post("/v1/completions", &body)
@@ -130,22 +75,14 @@ impl Server {
     }
 
     fn models(&self) -> Vec<String> {
-        let (_, text) = self.ask("GET", "/v1/models", "");
-        let listed: Value = serde_json::from_str(&text).unwrap();
+        let listed = self.get("/v1/models").1;
         let ids = listed["data"].as_array().unwrap().iter();
         ids.map(|model| model["id"].as_str().unwrap().to_owned())
             .collect()
     }
 
     fn memory(&self) -> Value {
-        serde_json::from_str(&self.ask("GET", "/memory", "").1).unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.get("/memory").1
     }
 }
 
@@ -175,7 +112,7 @@ fn requests_choose_adapters_side_by_side() {
         run(&["--lora", &first]).1,
         run(&["--lora", second]).1,
     ];
-    let server = Server::start(&[
+    let server = start(&[
         "--lora",
         &format!("a={first}"),
         "--lora",
@@ -207,7 +144,7 @@ fn requests_choose_adapters_side_by_side() {
 
 #[test]
 fn cached_prefixes_of_adapters_are_apart() {
-    let server = Server::start(&["--lora", &format!("a={}", adapter())]);
+    let server = start(&["--lora", &format!("a={}", adapter())]);
     let cached = |model| {
         let (_, answer) = server.complete(model);
         answer["usage"]["prompt_tokens_details"]["cached_tokens"]
@@ -222,7 +159,7 @@ fn cached_prefixes_of_adapters_are_apart() {
 
 #[test]
 fn adapters_come_and_go_while_the_server_runs() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let expected = [run(&[]).1, run(&["--lora", &adapter()]).1];
     assert_eq!(server.text("qwen3"), expected[0]);
     let load = |body: Value| server.post("/v1/load_lora_adapter", &body);
@@ -260,7 +197,7 @@ fn adapters_outlive_a_change_of_the_model() {
     let gone = altered("gone", |_| {});
     let config = gone.join("neap.toml");
     std::fs::write(&config, "parallel = 2").unwrap();
-    let server = Server::start(&["--config", config.to_str().unwrap()]);
+    let server = start(&["--config", config.to_str().unwrap()]);
     for (name, path) in [("kept", PathBuf::from(adapter())), ("gone", gone.clone())] {
         let body = json!({"lora_name": name, "lora_path": path});
         assert_eq!(server.post("/v1/load_lora_adapter", &body).0, 200);
@@ -332,7 +269,7 @@ fn refuses_by_name(server: &Server) {
 
 #[test]
 fn only_the_admin_may_add_adapters() {
-    let server = Server::start(&["--admin-key", "secret"]);
+    let server = start(&["--admin-key", "secret"]);
     let body = json!({"lora_name": "a", "lora_path": adapter()});
     assert_eq!(server.post("/v1/load_lora_adapter", &body).0, 401);
     assert_eq!(

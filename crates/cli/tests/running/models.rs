@@ -1,27 +1,8 @@
 //! Models of other makes through the program: convert, quantize, embed, and vectors over HTTP.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-
 use serde_json::{Value, json};
 
-fn golden(name: &str) -> PathBuf {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden");
-    tests.join(name)
-}
-
-fn neap(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_neap"))
-        .args(args)
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
+use crate::server::{Server, golden, neap, text};
 
 #[test]
 fn a_folder_and_the_file_made_of_it_write_the_same() {
@@ -89,76 +70,27 @@ fn encoders_embed_and_do_not_write() {
     assert!(text(&run.stderr).contains("use neap embed"));
 }
 
-struct Server {
-    child: Child,
-    address: String,
+fn start(more: &[&str]) -> Server {
+    Server::start(&[&["--threads", "1", "--memory", "256MiB"], more].concat())
 }
 
-impl Server {
-    fn start() -> Self {
-        let (model, judge) = (
-            golden("embedders/bert"),
-            golden("classifiers/cross-encoder"),
-        );
-        let flags = ["--embedding-model", model.to_str().unwrap()];
-        let with_judge = ["--classifier-model", judge.to_str().unwrap()];
-        Self::with(&[&flags[..], &with_judge[..]].concat())
-    }
-
-    fn with(more: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_neap"))
-            .args([
-                "serve",
-                "--port",
-                "0",
-                "--threads",
-                "1",
-                "--memory",
-                "256MiB",
-            ])
-            .args(more)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = loop {
-            let line = lines.next().expect("a line with the address").unwrap();
-            if let Some((_, address)) = line.split_once("http://") {
-                break address.trim_end_matches('/').to_owned();
-            }
-        };
-        // Whatever else it says is read, so that it can say it.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, address }
-    }
-
-    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
-        let body = body.to_string();
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        write!(
-            stream,
-            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            body.len()
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, serde_json::from_str(body).unwrap())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// With a model for vectors and one that judges pairs.
+fn start_with_both() -> Server {
+    let (model, judge) = (
+        golden("embedders/bert"),
+        golden("classifiers/cross-encoder"),
+    );
+    start(&[
+        "--embedding-model",
+        model.to_str().unwrap(),
+        "--classifier-model",
+        judge.to_str().unwrap(),
+    ])
 }
 
 #[test]
 fn vectors_are_served() {
-    let server = Server::start();
+    let server = start_with_both();
     let expected = embed(&["the hen", "an egg"]);
     let (status, answer) = server.post(
         "/v1/embeddings",
@@ -236,7 +168,7 @@ fn refuses_by_name(server: &Server) {
 
 #[test]
 fn cross_encoders_judge_pairs() {
-    let server = Server::start();
+    let server = start_with_both();
     let pairs = json!({"text_1": "the hen", "text_2": ["an egg", "the hen, the hen", "egg"]});
     let (status, scored) = server.post("/v1/score", &pairs);
     assert_eq!(
@@ -273,7 +205,7 @@ fn cross_encoders_judge_pairs() {
 
 #[test]
 fn texts_are_classified_without_training() {
-    let server = Server::with(&[]);
+    let server = start(&[]);
     let labels = ["happy", "sad", "very, very angry"];
     let ask = |input: Value, more: Value| {
         let mut body = json!({"input": input, "labels": labels});
