@@ -375,6 +375,12 @@ impl KvCache {
         self.stats
     }
 
+    /// The remote level, if there is one.
+    #[must_use]
+    pub fn remote(&self) -> Option<&RemoteLevel> {
+        self.options.remote.as_deref()
+    }
+
     /// The latest decisions of the governor.
     #[must_use]
     pub fn log(&self) -> &DecisionLog {

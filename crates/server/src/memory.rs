@@ -17,7 +17,7 @@ use crate::auth::Peer;
 use crate::error::{ApiError, json_response};
 use crate::fields::{Fields, parse_size};
 use crate::metrics;
-use crate::report::Report;
+use crate::report::{Remote, Report};
 
 /// `GET /memory`.
 pub async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
@@ -124,6 +124,50 @@ fn adapters(report: &Report) -> Vec<Value> {
     report.adapters.iter().map(describe).collect()
 }
 
+/// What the store that processes share did.
+fn remote(remote: &Remote, tokens: u64) -> Value {
+    let stats = &remote.stats;
+    json!({
+        "store": remote.name,
+        "is_left_alone": stats.is_left_alone,
+        // These count as found hot besides.
+        "tokens": tokens,
+        "read_blocks": stats.hits,
+        "read_bytes": stats.read_bytes,
+        "missing_blocks": stats.misses,
+        "written_blocks": stats.written_blocks,
+        "written_bytes": stats.written_bytes,
+        "already_there_blocks": stats.already_there,
+        "damaged_blocks": stats.damaged,
+        "failed_calls": stats.failed,
+        "timed_out_calls": stats.timed_out,
+        "skipped_calls": stats.skipped,
+        "dropped_writes": stats.dropped_writes,
+    })
+}
+
+/// What the prefix cache holds, and what it was asked.
+fn cached(report: &Report) -> Value {
+    let cache = &report.cache;
+    json!({
+        "blocks": report.cached_blocks,
+        "levels": levels(report),
+        "freeable_bytes": report.freeable_bytes,
+        "asked_tokens": cache.asked_tokens,
+        "hot_hit_tokens": cache.hot_hit_tokens,
+        "lossy_hit_tokens": cache.lossy_hit_tokens,
+        "packed_hit_tokens": cache.packed_hit_tokens,
+        "disk_hit_tokens": cache.disk_hit_tokens,
+        "int8_blocks": cache.int8_blocks,
+        "int4_blocks": cache.int4_blocks,
+        "promoted_blocks": cache.promoted_blocks,
+        "packed_blocks": cache.packed_blocks,
+        "spilled_blocks": cache.spilled_blocks,
+        "dropped_blocks": cache.dropped_blocks,
+        "failed_blocks": cache.failed_blocks,
+    })
+}
+
 /// Everything that `/memory` tells.
 fn describe(app: &App) -> Value {
     let ledger = app.budget.snapshot();
@@ -132,7 +176,7 @@ fn describe(app: &App) -> Value {
         .iter()
         .map(|&kind| (kind.name().to_owned(), ledger.of_kind(kind).into()))
         .collect();
-    let (cache, pairs) = (&report.cache, report.attended.pairs() as f64);
+    let pairs = report.attended.pairs() as f64;
     let pool = report.pool.map(|p| {
         json!({
             "held_blocks": p.held_blocks,
@@ -161,27 +205,12 @@ fn describe(app: &App) -> Value {
         },
         "rss_bytes": neap_memory::resident::rss_bytes(),
         "kv_usage": metrics::kv_usage(&report, &app.budget),
-        "cache": {
-            "blocks": report.cached_blocks,
-            "levels": levels(&report),
-            "freeable_bytes": report.freeable_bytes,
-            "asked_tokens": cache.asked_tokens,
-            "hot_hit_tokens": cache.hot_hit_tokens,
-            "lossy_hit_tokens": cache.lossy_hit_tokens,
-            "packed_hit_tokens": cache.packed_hit_tokens,
-            "disk_hit_tokens": cache.disk_hit_tokens,
-            "int8_blocks": cache.int8_blocks,
-            "int4_blocks": cache.int4_blocks,
-            "promoted_blocks": cache.promoted_blocks,
-            "packed_blocks": cache.packed_blocks,
-            "spilled_blocks": cache.spilled_blocks,
-            "dropped_blocks": cache.dropped_blocks,
-            "failed_blocks": cache.failed_blocks,
-        },
+        "cache": cached(&report),
         "attended_tokens": attended(&report, |tokens| json!(tokens)),
         // Null before there was any.
         "attended_share": attended(&report, |tokens| json!(tokens as f64 / pairs)),
         "pool": pool,
+        "remote": report.remote.as_ref().map(|r| remote(r, report.cache.remote_tokens)),
         "adapters": adapters(&report),
         "engine": {
             "running": report.running,

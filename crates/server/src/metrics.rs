@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use neap_memory::remote::RemoteStats;
 use neap_memory::{Budget, ChargeKind, Level};
 
 use crate::report::Report;
@@ -252,6 +253,45 @@ fn tokens(out: &mut Text, metrics: &Metrics, report: &Report) {
     );
     out.labelled(name, "counter", help, "level", by_level);
     levels_used(out, report);
+    if let Some(remote) = &report.remote {
+        remote_store(out, &remote.stats, cache.remote_tokens);
+    }
+}
+
+/// What the store that processes share was asked, and how it answered.
+fn remote_store(out: &mut Text, stats: &RemoteStats, tokens: u64) {
+    let blocks = [
+        ("read", stats.hits),
+        ("not_there", stats.misses),
+        ("written", stats.written_blocks),
+        ("already_there", stats.already_there),
+        ("damaged", stats.damaged),
+        ("failed", stats.failed),
+        ("timed_out", stats.timed_out),
+        ("skipped", stats.skipped),
+        ("dropped", stats.dropped_writes),
+    ];
+    let (name, help) = (
+        "neap_remote_calls_total",
+        "Blocks asked of the remote store or offered to it, by what came of it.",
+    );
+    out.labelled(name, "counter", help, "outcome", blocks);
+    let bytes = [("read", stats.read_bytes), ("written", stats.written_bytes)];
+    let (name, help) = (
+        "neap_remote_bytes_total",
+        "Bytes moved from and to the remote store.",
+    );
+    out.labelled(name, "counter", help, "direction", bytes);
+    out.counter(
+        &["neap_remote_tokens_total"],
+        "Tokens that need not be computed since the remote store had them; they count as found hot besides.",
+        tokens,
+    );
+    out.gauge(
+        &["neap_remote_left_alone"],
+        "1 while the remote store is left alone after failures.",
+        u8::from(stats.is_left_alone),
+    );
 }
 
 /// What was attended to where, and what became of blocks.

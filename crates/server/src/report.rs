@@ -3,6 +3,7 @@
 use neap_engine::{AdapterState, AttendedTokens, Engine};
 use neap_memory::cache::{CacheStats, Census};
 use neap_memory::governor::{Action, LogEntry, Occasion};
+use neap_memory::remote::RemoteStats;
 use neap_memory::{Level, PoolStats};
 use neap_model::decoder::Decoder;
 use serde_json::{Value, json};
@@ -41,10 +42,21 @@ pub struct Report {
     pub block_bytes: u64,
     /// Tokens in a block.
     pub block_tokens: usize,
+    /// The store that processes share, if there is one.
+    pub remote: Option<Remote>,
     /// The governor's last decisions, latest first.
     pub decisions: Vec<Decision>,
     /// Requests in the engine.
     pub requests: Vec<RunningRequest>,
+}
+
+/// The remote level: where it is, and what it did.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    /// Where the store is.
+    pub name: String,
+    /// What it did so far.
+    pub stats: RemoteStats,
 }
 
 /// A request in the engine.
@@ -103,6 +115,10 @@ impl Report {
             preemptions: engine.preemptions(),
             block_bytes: engine.kv().charged_block_bytes(),
             block_tokens: engine.kv().block_tokens(),
+            remote: cache.remote().map(|level| Remote {
+                name: level.name(),
+                stats: level.stats(),
+            }),
             decisions,
             requests,
         }

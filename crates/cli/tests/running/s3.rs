@@ -54,6 +54,17 @@ fn ask(server: &Server, text: &str) -> (String, u64, Duration) {
     )
 }
 
+/// What the server says of its store.
+fn remote_of(server: &Server) -> Value {
+    // The figures are published after a step.
+    std::thread::sleep(Duration::from_millis(300));
+    let url = format!("{}/memory", server.url);
+    let mut answer = ureq::get(url).call().expect("an answer");
+    let memory = answer.body_mut().read_to_string().expect("text");
+    let memory: Value = serde_json::from_str(&memory).expect("JSON");
+    memory["remote"].clone()
+}
+
 /// Waits until the store holds at least so many objects, and no more come.
 fn wait_for(store: &S3Server, least: usize) -> usize {
     let mut before = 0;
@@ -88,6 +99,11 @@ fn servers_share_a_bucket_and_a_bad_one_costs_a_recomputation() {
         cached >= 64 && again == told,
         "{cached} tokens, {again} for {told}"
     );
+    let remote = remote_of(&two);
+    assert!(remote["store"].as_str().expect("a name").contains("bucket"));
+    assert!(remote["tokens"].as_u64() >= Some(64), "{remote}");
+    assert!(remote["read_blocks"].as_u64() >= Some(2), "{remote}");
+    assert_eq!(remote["failed_calls"], 0, "{remote}");
 
     for (name, bad) in ["lies", "fails", "hangs up", "is slow"]
         .into_iter()
@@ -109,6 +125,11 @@ fn servers_share_a_bucket_and_a_bad_one_costs_a_recomputation() {
             took < Duration::from_secs(15),
             "{took:?} with a store that {bad}"
         );
+        let remote = remote_of(&other);
+        let count = |name: &str| remote[name].as_u64().expect("a count");
+        let troubles = count("failed_calls") + count("timed_out_calls") + count("damaged_blocks");
+        // A slow one is asked for a while behind the answer.
+        assert!(troubles > 0 || bad == "is slow", "{bad}: {remote}");
         store.delay(Duration::ZERO);
     }
 }

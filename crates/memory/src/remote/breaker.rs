@@ -23,18 +23,26 @@ impl Breaker {
         now_ms >= self.closed_again_ms
     }
 
-    /// The store did what it was asked.
-    pub fn succeeded(&mut self) {
-        *self = Self::default();
+    /// The store did what it was asked. Whether it had been left alone.
+    pub fn succeeded(&mut self) -> bool {
+        std::mem::take(self).is_open()
     }
 
-    /// The store failed, lied, or took too long.
-    pub fn failed(&mut self, now_ms: u64) {
+    /// Whether the last attempt failed after so many others that the store is left alone at times.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.failures >= FAILURES
+    }
+
+    /// The store failed, lied, or took too long. The while for which it is left alone, if it is.
+    pub fn failed(&mut self, now_ms: u64) -> Option<u64> {
         self.failures = self.failures.saturating_add(1);
-        if self.failures >= FAILURES {
-            self.pause_ms = (self.pause_ms * 2).clamp(FIRST_PAUSE_MS, LONGEST_PAUSE_MS);
-            self.closed_again_ms = now_ms.saturating_add(self.pause_ms);
+        if !self.is_open() {
+            return None;
         }
+        self.pause_ms = (self.pause_ms * 2).clamp(FIRST_PAUSE_MS, LONGEST_PAUSE_MS);
+        self.closed_again_ms = now_ms.saturating_add(self.pause_ms);
+        Some(self.pause_ms)
     }
 }
 
@@ -46,20 +54,21 @@ mod tests {
     fn it_opens_after_failures_in_a_row_and_waits_longer_each_time() {
         let mut breaker = Breaker::default();
         for _ in 0..10 {
-            breaker.failed(0);
-            breaker.failed(0);
+            assert_eq!((breaker.failed(0), breaker.failed(0)), (None, None));
             assert!(breaker.allows(0), "two are forgiven");
-            breaker.succeeded();
+            assert!(!breaker.succeeded());
         }
         let mut now_ms = 0;
-        (0..FAILURES).for_each(|_| breaker.failed(now_ms));
+        assert_eq!(breaker.failed(now_ms), None);
+        assert_eq!(breaker.failed(now_ms), None);
+        assert_eq!(breaker.failed(now_ms), Some(1_000));
         for pause_ms in [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000] {
             assert!(!breaker.allows(now_ms + pause_ms - 1), "{pause_ms}");
             now_ms += pause_ms;
             assert!(breaker.allows(now_ms), "one attempt");
-            breaker.failed(now_ms);
+            assert!(breaker.failed(now_ms) >= Some(pause_ms));
         }
-        breaker.succeeded();
+        assert!(breaker.succeeded());
         assert_eq!(breaker, Breaker::default());
     }
 }

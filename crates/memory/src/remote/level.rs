@@ -64,6 +64,8 @@ pub struct RemoteStats {
     pub already_there: u64,
     /// Blocks not written because too many waited.
     pub dropped_writes: u64,
+    /// Whether the store is left alone for a while, after failures in a row.
+    pub is_left_alone: bool,
 }
 
 /// A run of blocks to be read in order.
@@ -131,8 +133,8 @@ enum Answer {
     Missing,
     /// The budget has no room for the object.
     NoRoom,
-    /// Failed, lied or took too long; counted already.
-    Failed,
+    /// Failed, lied or took too long, and how; counted already.
+    Failed(String),
 }
 
 impl RemoteLevel {
@@ -186,7 +188,11 @@ impl RemoteLevel {
     /// Figures of this moment.
     #[must_use]
     pub fn stats(&self) -> RemoteStats {
-        *self.shared.stats()
+        let is_left_alone = self.shared.breaker().is_open();
+        RemoteStats {
+            is_left_alone,
+            ..*self.shared.stats()
+        }
     }
 
     /// Whether the store would be asked now: not shortly after failures.
@@ -359,7 +365,7 @@ impl Reading {
         let shared = &self.level.shared;
         match answer {
             Answer::Found(meta, bytes) => {
-                shared.breaker().succeeded();
+                shared.succeeded();
                 let mut stats = shared.stats();
                 stats.hits += 1;
                 stats.read_bytes += meta.payload_bytes;
@@ -368,11 +374,11 @@ impl Reading {
                 return Next::Block(Object { meta, bytes });
             }
             Answer::Missing => {
-                shared.breaker().succeeded();
+                shared.succeeded();
                 shared.stats().misses += 1;
             }
             Answer::NoRoom => {}
-            Answer::Failed => shared.breaker().failed(self.now_ms),
+            Answer::Failed(why) => shared.failed(&why, self.now_ms),
         }
         self.is_over = true;
         Next::Over
@@ -405,7 +411,7 @@ impl Reading {
             Err(RecvTimeoutError::Timeout) if Instant::now() < self.end => None,
             Err(_) => {
                 self.level.shared.stats().timed_out += 1;
-                Some(Answer::Failed)
+                Some(Answer::Failed(RemoteError::TimedOut.to_string()))
             }
         }
     }
@@ -495,13 +501,13 @@ impl Shared {
                     Some(meta) => Answer::Found(meta, object),
                     None => {
                         self.stats().damaged += 1;
-                        Answer::Failed
+                        Answer::Failed("an object is not what was written under its name".into())
                     }
                 }
             }
             Err(error) => {
                 self.count_failure(&error);
-                Answer::Failed
+                Answer::Failed(error.to_string())
             }
         }
     }
@@ -522,11 +528,32 @@ impl Shared {
             return;
         }
         match self.write(offer) {
-            Ok(()) => self.breaker().succeeded(),
+            Ok(()) => self.succeeded(),
             Err(error) => {
                 self.count_failure(&error);
-                self.breaker().failed(now_ms);
+                self.failed(&error.to_string(), now_ms);
             }
+        }
+    }
+
+    fn succeeded(&self) {
+        if self.breaker().succeeded() {
+            tracing::info!(store = self.store.name(), "the remote store answers again");
+        }
+    }
+
+    /// Tells the operator when the store is to be left alone, not of each failure.
+    fn failed(&self, why: &str, now_ms: u64) {
+        let store = self.store.name();
+        let pause_ms = self.breaker().failed(now_ms);
+        match pause_ms {
+            Some(pause_ms) => tracing::warn!(
+                store,
+                why,
+                pause_ms,
+                "the remote store fails and is left alone for a while"
+            ),
+            None => tracing::debug!(store, why, "the remote store failed"),
         }
     }
 
