@@ -50,7 +50,8 @@ impl Parts {
     /// See [`fingerprint`].
     pub fn fingerprint(&self) -> Result<Fingerprint, Failure> {
         let model = self.source.fingerprint()?.0;
-        Ok(neap_memory::fingerprint(&model, &self.quantized))
+        let order = decoder::kv_order(self.source.config());
+        Ok(neap_memory::fingerprint(&model, &order, &self.quantized))
     }
 }
 
@@ -59,7 +60,8 @@ pub fn fingerprint(args: &ModelArgs, source: &ModelSource) -> Result<Fingerprint
     let layout = decoder::kv_layout(source.config())?;
     let quantized = decoder::quantized_levels(layout, args.isa.unwrap_or_else(Isa::best));
     let model = source.fingerprint()?.0;
-    Ok(neap_memory::fingerprint(&model, &quantized))
+    let order = decoder::kv_order(source.config());
+    Ok(neap_memory::fingerprint(&model, &order, &quantized))
 }
 
 /// A model ready to generate.
@@ -147,7 +149,6 @@ struct Needs {
     threads: usize,
     limits: DecoderLimits,
     layout: KvLayout,
-    kv_block_bytes: usize,
     /// Scratch, and the blocks of a short conversation; where it grows longer, weights give way.
     reserve_bytes: u64,
 }
@@ -176,7 +177,6 @@ impl Needs {
             threads,
             limits,
             layout,
-            kv_block_bytes,
             reserve_bytes: scratch + first_bytes,
         })
     }
@@ -194,7 +194,6 @@ pub fn load_opened(
         threads,
         limits,
         layout,
-        kv_block_bytes,
         reserve_bytes,
     } = Needs::of(args, &source, sequences)?;
     let pool = Arc::new(ThreadPool::new(threads));
@@ -224,7 +223,7 @@ pub fn load_opened(
     let model = Arc::new(model);
     let decoder = CpuDecoder::new(Arc::clone(&model), pool, isa, limits, budget)
         .map_err(|why| no_room(&why))?;
-    let kv = KvPool::new(budget, kv_block_bytes, decoder::BLOCK_TOKENS);
+    let kv = decoder::kv_pool(budget, source.config())?;
     Ok(Parts {
         name,
         source,

@@ -13,6 +13,9 @@
 //! never an error, and is filled again when its tokens are inserted again. Where a match ends, the remote level
 //! can be [asked](KvCache::ask_remote), if there is one.
 //!
+//! Where the pool has a [window](crate::pool::Window), a block at any level may be whole or trimmed to its head. A prefix
+//! is found as far as a sequence can go on from it: see [`KvPool::startable_tokens`].
+//!
 //! Blocks sink to int8 and int4 only in namespaces whose [`KvQuality`] allows it, never the first block of a
 //! sequence nor a partial one, and of a running sequence never the newest: see
 //! [`BlockTable::sinkable_blocks`]. In an exact namespace every attached block has the very bytes that the
@@ -49,11 +52,13 @@ mod sink;
 mod store;
 #[cfg(test)]
 mod tests;
+mod trim;
 
 pub use census::Census;
 pub use forecast::Forecast;
 pub use from_remote::Asked;
 pub use incoming::Incoming;
+pub use trim::{SLACK_TOKENS, Trim};
 
 /// Where the bytes of a cached block are; see the [module's description](self).
 #[derive(Debug)]
@@ -136,6 +141,8 @@ pub struct CacheStats {
     pub int8_blocks: u64,
     /// Blocks that sank to int4.
     pub int4_blocks: u64,
+    /// Blocks trimmed to what is read beyond the window.
+    pub trimmed_blocks: u64,
     /// Blocks written to disk.
     pub spilled_blocks: u64,
     /// Blocks let go of.
@@ -332,16 +339,15 @@ impl KvCache {
             if self.tree.tokens(node) != Some(chunk) {
                 continue;
             }
-            let Some(entry) = self.tree.get_mut(node) else {
-                continue;
-            };
-            match &entry.held {
-                Held::Ram(cached) if cached.level().is_attendable() => {
+            match self.tree.get(node).map(|entry| &entry.held) {
+                Some(Held::Ram(cached))
+                    if cached.level().is_attendable() && cached.covers(&blocks[index]) =>
+                {
                     if !cached.is_same(&blocks[index]) && index < table.len_full_blocks() {
                         table.swap_block(index, cached.clone());
                     }
                 }
-                _ => entry.held = Held::Ram(blocks[index].clone()),
+                _ => self.take_over(node, &blocks[index]),
             }
         }
     }
@@ -426,6 +432,7 @@ impl KvCache {
                 return Err(format!("a block of quality {quality} is at {level}"));
             }
         }
+        self.check_trimmed()?;
         if let Some(disk) = &self.options.disk {
             disk.check_conservation()?;
         }

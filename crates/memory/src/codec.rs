@@ -47,6 +47,9 @@ pub struct CodecError {
 
 /// Turns hot blocks into another form and back.
 ///
+/// Of a block that may be [trimmed](crate::pool::Window), a codec of an attendable level encodes the head to the first
+/// bytes of what it encodes the whole to: [`max_encoded_bytes`](Self::max_encoded_bytes) of the head.
+///
 /// Implementations bound what they write by [`max_encoded_bytes`](Self::max_encoded_bytes), so that a
 /// caller can charge scratch before it encodes, and never panic on bytes that they did not write.
 pub trait BlockCodec: Send + Sync {
@@ -146,9 +149,10 @@ impl fmt::Debug for QuantizedLevels {
     }
 }
 
-/// What the bytes of stored blocks depend on: a model, and the forms that blocks are stored in.
+/// What the bytes of stored blocks depend on: a model, the order of its layers in a block where that is not their own, and
+/// the forms that blocks are stored in.
 #[must_use]
-pub fn fingerprint(model: &[u8; 32], levels: &QuantizedLevels) -> Fingerprint {
+pub fn fingerprint(model: &[u8; 32], order: &[u8], levels: &QuantizedLevels) -> Fingerprint {
     let mut forms = Vec::new();
     let lossless: [&dyn BlockCodec; 2] = [&Plain, &Packed];
     let lossy = levels.iter().chain(&levels.packed).map(|codec| &**codec);
@@ -156,7 +160,11 @@ pub fn fingerprint(model: &[u8; 32], levels: &QuantizedLevels) -> Fingerprint {
         forms.extend_from_slice(&codec.id().to_le_bytes());
         forms.extend_from_slice(&codec.version().to_le_bytes());
     }
-    Fingerprint::of_parts(&[("model", model), ("codecs", &forms)])
+    let (model, forms) = (("model", &model[..]), ("codecs", &forms[..]));
+    match order {
+        [] => Fingerprint::of_parts(&[model, forms]),
+        order => Fingerprint::of_parts(&[model, ("order", order), forms]),
+    }
 }
 
 /// The bytes as they are: what hot blocks are stored as when packing does not pay.

@@ -32,6 +32,8 @@ pub struct Candidate {
     pub bytes: u64,
     /// Bytes it takes when hot.
     pub hot_bytes: u64,
+    /// Bytes it is charged once trimmed, where that loses little; `bytes` where it may not be.
+    pub trimmed_bytes: u64,
     /// Tokens it holds.
     pub tokens: u64,
     /// Tokens before it in its sequence.
@@ -81,6 +83,8 @@ pub struct Situation {
 /// What to do with a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Keep of it what is read beyond the window.
+    Trim,
     /// Re-encode it at a lower level in RAM.
     Demote(Level),
     /// Write it to disk, then free it.
@@ -246,11 +250,25 @@ fn demotions(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
     steps
 }
 
+/// Share of a block's uses that are taken to branch off near its end, where nothing has yet: a judgement. Those compute
+/// it, and what is before it, anew; all others find it as it was.
+const BRANCHING_SHARE: f64 = 0.01;
+
 /// Every action that the candidate's state allows.
 fn steps_for(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
     let mut steps = demotions(candidate, situation);
     if candidate.is_in_use {
         return steps;
+    }
+    if candidate.trimmed_bytes < candidate.bytes {
+        let anew = way_back_of(candidate, situation, None, 0);
+        let uses = (candidate.uses_per_s * situation.horizon_s.max(1.0)).max(0.0);
+        steps.push(Step {
+            id: candidate.id,
+            action: Action::Trim,
+            frees_bytes: candidate.bytes - candidate.trimmed_bytes,
+            cost_us: uses * BRANCHING_SHARE * anew,
+        });
     }
     let from_disk = way_back_of(candidate, situation, Some(Level::Disk), candidate.bytes);
     if candidate.is_on_disk {

@@ -79,7 +79,7 @@ pub use cache::{CacheOptions, KvCache};
 pub use codec::{BlockCodec, QuantizedLevels, fingerprint};
 pub use hash::{BlockHash, Fingerprint, Namespace};
 pub use level::{KvQuality, Level};
-pub use pool::{Block, KvPool, PoolStats};
+pub use pool::{Block, KvPool, PoolStats, Window};
 pub use prefix::PrefixTree;
 pub use pressure::{DefaultBudget, default_budget};
 pub use session::Sessions;

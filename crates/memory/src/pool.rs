@@ -9,6 +9,9 @@
 //! | exclusive | one `Block`; may be written | pages to the system, slot to the arena, bytes to the budget |
 //! | shared | several `Block`s; read only | one claim less; the last one as above |
 //!
+//! Models whose layers attend in part to a [`Window`] of the newest tokens alone order a block so that those layers come
+//! last. A block that is behind the window is [trimmed](KvPool::trim): it becomes its head, at whatever level it is.
+//!
 //! Lock order: pool, then budget. Pages go back before the bytes are given back to the budget, so that
 //! what the process really holds never exceeds what is charged.
 
@@ -29,10 +32,33 @@ mod tests;
 /// Levels of which a block takes bytes of RAM: the first of [`Level::ALL`].
 pub const LEVELS_IN_RAM: usize = Level::Packed as usize + 1;
 
+/// What of a block later tokens read only for a while: its tail, the keys and values of layers with a sliding window.
+///
+/// ```text
+/// 0 ………………………………………………………… head_bytes …………………………………………………… block_bytes
+/// [ read by every later token    )[ read by the next `tokens` tokens     )
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// A token attends to the tails of so many newest tokens, itself included.
+    pub tokens: usize,
+    /// Bytes of a hot block's head.
+    pub head_bytes: usize,
+}
+
+impl Window {
+    /// Whether no token from position `next` on reads the tail of a block that ends before token `end`.
+    #[must_use]
+    pub fn is_behind(&self, end: usize, next: usize) -> bool {
+        end.saturating_add(self.tokens) <= next.saturating_add(1)
+    }
+}
+
 struct Shared {
     budget: Budget,
     block_bytes: usize,
     block_tokens: usize,
+    window: Option<Window>,
     /// Most bytes that `State::kept` may hold.
     reuse_bytes: AtomicU64,
     /// Bytes of the slots of held blocks, by [`Level`].
@@ -198,6 +224,21 @@ impl KvPool {
     /// If either is zero, or `block_bytes` is beyond `isize::MAX` less a page.
     #[must_use]
     pub fn new(budget: &Budget, block_bytes: usize, block_tokens: usize) -> Self {
+        Self::with_window(budget, block_bytes, block_tokens, None)
+    }
+
+    /// Like [`new`](Self::new), for blocks of which a part is read within `window` only. A head that takes as many
+    /// pages as the block makes no difference.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new), and if the head or the window is empty.
+    #[must_use]
+    pub fn with_window(
+        budget: &Budget,
+        block_bytes: usize,
+        block_tokens: usize,
+        window: Option<Window>,
+    ) -> Self {
         assert!(
             block_bytes > 0 && block_tokens > 0,
             "a block holds something"
@@ -206,11 +247,18 @@ impl KvPool {
             block_bytes < isize::MAX as usize - page_bytes(),
             "a block fits the address space"
         );
+        assert!(
+            window.is_none_or(|window| window.tokens > 0 && window.head_bytes > 0),
+            "a window holds the token itself, and a head something"
+        );
+        let block_pages = block_bytes.div_ceil(page_bytes());
+        let window = window.filter(|w| w.head_bytes.div_ceil(page_bytes()) < block_pages);
         Self {
             shared: Arc::new(Shared {
                 budget: budget.clone(),
                 block_bytes,
                 block_tokens,
+                window,
                 reuse_bytes: AtomicU64::new(0),
                 level_bytes: Default::default(),
                 state: Mutex::new(State::default()),
@@ -228,6 +276,38 @@ impl KvPool {
     #[must_use]
     pub fn charged_block_bytes(&self) -> u64 {
         self.shared.block_bytes.next_multiple_of(page_bytes()) as u64
+    }
+
+    /// What of a block is read within a window only, if that makes a difference.
+    #[must_use]
+    pub fn window(&self) -> Option<Window> {
+        self.shared.window
+    }
+
+    /// Bytes that a trimmed hot block is charged; those of a whole one where there is no window.
+    #[must_use]
+    pub fn charged_head_bytes(&self) -> u64 {
+        let head = |window: Window| window.head_bytes.next_multiple_of(page_bytes()) as u64;
+        self.window().map_or(self.charged_block_bytes(), head)
+    }
+
+    /// The longest part of the first `tokens` tokens that a sequence can go on from, where block by block
+    /// `is_trimmed` says what is held: no block that the next token reads whole is trimmed.
+    #[must_use]
+    pub fn startable_tokens(&self, tokens: usize, is_trimmed: impl Fn(usize) -> bool) -> usize {
+        let (Some(window), block_tokens) = (self.window(), self.block_tokens()) else {
+            return tokens;
+        };
+        let mut startable = tokens;
+        for block in (0..tokens.div_ceil(block_tokens)).rev() {
+            if window.is_behind((block + 1) * block_tokens, startable) {
+                break;
+            }
+            if is_trimmed(block) {
+                startable = block * block_tokens;
+            }
+        }
+        startable
     }
 
     /// Tokens of one block.
@@ -258,6 +338,15 @@ impl KvPool {
     /// # Panics
     /// If `bytes` is zero or `level` is not a level in RAM.
     pub fn allocate_at(&self, level: Level, bytes: usize) -> Result<Block, OverBudget> {
+        self.allocate_form((level, false), bytes)
+    }
+
+    /// Like [`allocate_at`](Self::allocate_at), trimmed or not.
+    pub(crate) fn allocate_form(
+        &self,
+        (level, is_trimmed): (Level, bool),
+        bytes: usize,
+    ) -> Result<Block, OverBudget> {
         assert!(bytes > 0 && level.is_in_ram(), "a block holds bytes in RAM");
         let budget = &self.shared.budget;
         let slot_bytes = round_to_pages(bytes)
@@ -275,7 +364,7 @@ impl KvPool {
             }
         };
         let mut inner = Inner::new(&self.shared, place, (level, bytes), Some(charge));
-        inner.is_dirty = is_dirty;
+        (inner.is_dirty, inner.is_trimmed) = (is_dirty, is_trimmed);
         Ok(Block {
             inner: Arc::new(inner),
         })
@@ -289,8 +378,39 @@ impl KvPool {
     /// Gives the block back unchanged if it is shared, is not smaller afterwards, or the system has no
     /// room.
     pub fn replace(&self, block: Block, level: Level, bytes: &[u8]) -> Result<Block, Block> {
-        let slot_bytes = match round_to_pages(bytes.len()) {
-            Some(slot_bytes) if !bytes.is_empty() && level.is_in_ram() => slot_bytes,
+        let form = (level, block.is_trimmed());
+        self.resettle(block, form, bytes.len(), |_, out| {
+            out.copy_from_slice(bytes);
+        })
+    }
+
+    /// Keeps the first `bytes` of `block`, its head at the level that it is at, out of its own charge. Like
+    /// [`replace`](Self::replace).
+    ///
+    /// # Errors
+    /// Gives the block back unchanged if it is shared, is trimmed or packed already, takes no fewer pages afterwards, or
+    /// the system has no room.
+    pub fn trim(&self, block: Block, bytes: usize) -> Result<Block, Block> {
+        let is_less = bytes.div_ceil(page_bytes()) < block.bytes().len().div_ceil(page_bytes());
+        if block.is_trimmed() || !block.level().is_attendable() || !is_less {
+            return Err(block);
+        }
+        let form = (block.level(), true);
+        self.resettle(block, form, bytes, |old, out| {
+            out.copy_from_slice(&old[..bytes]);
+        })
+    }
+
+    /// Moves a block into a slot for `bytes` bytes, which `write` fills from the old ones.
+    fn resettle(
+        &self,
+        block: Block,
+        (level, is_trimmed): (Level, bool),
+        bytes: usize,
+        write: impl FnOnce(&[u8], &mut [u8]),
+    ) -> Result<Block, Block> {
+        let slot_bytes = match round_to_pages(bytes) {
+            Some(slot_bytes) if bytes > 0 && level.is_in_ram() => slot_bytes,
             _ => return Err(block),
         };
         if slot_bytes > block.inner.place.slot_bytes
@@ -311,16 +431,13 @@ impl KvPool {
             Some(charge) => charge.split(slot_bytes as u64),
             None => None,
         };
+        let mut inner = Inner::new(&self.shared, place, (level, bytes), charge);
+        inner.is_trimmed = is_trimmed;
         let mut block = Block {
-            inner: Arc::new(Inner::new(
-                &self.shared,
-                place,
-                (level, bytes.len()),
-                charge,
-            )),
+            inner: Arc::new(inner),
         };
         if let Some(out) = block.bytes_mut() {
-            out.copy_from_slice(bytes);
+            write(old.bytes(), out);
         }
         Ok(block)
     }
@@ -412,6 +529,8 @@ struct Inner {
     place: Place,
     len_bytes: usize,
     level: Level,
+    /// Whether the bytes are those of the head alone.
+    is_trimmed: bool,
     /// Whether anyone could have written: untouched pages need not be given back.
     is_dirty: bool,
     /// `None` only while being dropped.
@@ -432,10 +551,17 @@ impl Inner {
             place,
             len_bytes,
             level,
+            is_trimmed: false,
             is_dirty: false,
             charge,
             pool: Arc::clone(pool),
         }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: `len_bytes` bytes of a slot that is ours; they are initialized (zeroed pages), and
+        // written only by `Block::bytes_mut`, which needs the only claim, mutably.
+        unsafe { std::slice::from_raw_parts(self.place.base.as_ptr(), self.len_bytes) }
     }
 }
 
@@ -467,9 +593,7 @@ impl Block {
     /// The bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: `len_bytes` bytes of a slot that is ours; they are initialized (zeroed pages), and
-        // written only by `bytes_mut`, which needs the only claim, mutably.
-        unsafe { std::slice::from_raw_parts(self.inner.place.base.as_ptr(), self.inner.len_bytes) }
+        self.inner.bytes()
     }
 
     /// The bytes, to write, if this is the only claim.
@@ -477,7 +601,7 @@ impl Block {
     pub fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         let inner = Arc::get_mut(&mut self.inner)?;
         inner.is_dirty = true;
-        // SAFETY: as in `bytes`; `&mut Inner` out of the Arc proves that there is no other claim.
+        // SAFETY: as in `Inner::bytes`; `&mut Inner` out of the Arc proves that there is no other claim.
         Some(unsafe { std::slice::from_raw_parts_mut(inner.place.base.as_ptr(), inner.len_bytes) })
     }
 
@@ -485,6 +609,28 @@ impl Block {
     #[must_use]
     pub fn level(&self) -> Level {
         self.inner.level
+    }
+
+    /// Whether it is its head alone, at its level: see [`Window`].
+    #[must_use]
+    pub fn is_trimmed(&self) -> bool {
+        self.inner.is_trimmed
+    }
+
+    /// Whether it holds all that `other`, a block of the same tokens, holds.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        !self.is_trimmed() || other.is_trimmed()
+    }
+
+    /// Bytes of its hot form.
+    #[must_use]
+    pub fn hot_bytes(&self) -> usize {
+        let pool = &self.inner.pool;
+        match pool.window {
+            Some(window) if self.is_trimmed() => window.head_bytes,
+            _ => pool.block_bytes,
+        }
     }
 
     /// Bytes charged: the length in whole pages.
@@ -525,7 +671,8 @@ impl Block {
         let pool = KvPool {
             shared: Arc::clone(&self.inner.pool),
         };
-        let mut copy = pool.allocate_at(self.inner.level, self.inner.len_bytes)?;
+        let form = (self.inner.level, self.inner.is_trimmed);
+        let mut copy = pool.allocate_form(form, self.inner.len_bytes)?;
         if let Some(bytes) = copy.bytes_mut() {
             bytes.copy_from_slice(self.bytes());
         }
@@ -546,6 +693,7 @@ impl fmt::Debug for Block {
         f.debug_struct("Block")
             .field("level", &self.inner.level)
             .field("len_bytes", &self.inner.len_bytes)
+            .field("is_trimmed", &self.inner.is_trimmed)
             .field("claims", &self.claims())
             .finish_non_exhaustive()
     }

@@ -243,7 +243,19 @@ impl BlockTable {
             block.level().is_attendable(),
             "attention cannot read this level"
         );
+        assert!(
+            !block.is_trimmed() || self.blocks_behind_window().contains(&index),
+            "block {index} is read whole"
+        );
         std::mem::replace(&mut self.blocks[index], block)
+    }
+
+    /// Lets go of the claim on block `index` of several; another one stands there until one is
+    /// [swapped](Self::swap_block) in.
+    pub(crate) fn take_block(&mut self, index: usize) -> Block {
+        let other = if index == 0 { self.blocks.len() - 1 } else { 0 };
+        let other = self.blocks[other].clone();
+        std::mem::replace(&mut self.blocks[index], other)
     }
 
     /// The blocks that may sink to a lossy level while the sequence runs: full ones, but for the first and
@@ -252,6 +264,49 @@ impl BlockTable {
     pub fn sinkable_blocks(&self) -> Range<usize> {
         let end = self.len_tokens.saturating_sub(RECENT_TOKENS) / self.pool.block_tokens();
         end.min(1)..end
+    }
+
+    /// The blocks whose tails no later token of the sequence reads: see [`Window`](crate::pool::Window).
+    #[must_use]
+    pub fn blocks_behind_window(&self) -> Range<usize> {
+        let behind =
+            |window: crate::pool::Window| (self.len_tokens + 1).saturating_sub(window.tokens);
+        0..self.pool.window().map_or(0, behind) / self.pool.block_tokens()
+    }
+
+    /// [Trims](KvPool::trim) the blocks that are behind the window, of those that are hot and that nobody shares; takes no
+    /// room. Returns how many.
+    pub fn trim(&mut self) -> usize {
+        let Some(window) = self.pool.window() else {
+            return 0;
+        };
+        let mut trimmed = 0;
+        for index in self.blocks_behind_window() {
+            if self.blocks[index].level() != Level::Hot || self.blocks[index].is_trimmed() {
+                continue;
+            }
+            let block = self.blocks.swap_remove(index);
+            let block = self.pool.trim(block, window.head_bytes);
+            trimmed += usize::from(block.is_ok());
+            self.blocks.push(block.unwrap_or_else(|block| block));
+            let last = self.blocks.len() - 1;
+            self.blocks.swap(index, last);
+        }
+        trimmed
+    }
+
+    /// Blocks that [were trimmed](KvPool::trim).
+    #[must_use]
+    pub fn trimmed_blocks(&self) -> usize {
+        self.blocks.iter().filter(|b| b.is_trimmed()).count()
+    }
+
+    /// The longest part of the tokens that the sequence can go on from: all of them, but while blocks are
+    /// [attached](Self::attach).
+    #[must_use]
+    pub fn startable_tokens(&self) -> usize {
+        let is_trimmed = |index: usize| self.blocks[index].is_trimmed();
+        self.pool.startable_tokens(self.len_tokens, is_trimmed)
     }
 
     /// Re-encodes `blocks` of a table whose blocks nobody shares, those that are not there yet, to the level
@@ -361,6 +416,12 @@ impl BlockTable {
         }
         if let Some(i) = self.blocks.iter().position(|b| !b.level().is_attendable()) {
             return Err(format!("block {i} is not attendable"));
+        }
+        if self.startable_tokens() != self.len_tokens {
+            return Err(format!(
+                "a block is trimmed that the token after {} reads whole",
+                self.len_tokens
+            ));
         }
         self.pool.check_conservation()
     }

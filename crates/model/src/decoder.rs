@@ -8,6 +8,7 @@ mod angles;
 mod attend;
 mod cpu;
 mod feed_forward;
+mod kv_order;
 mod layer;
 mod levels;
 mod loader;
@@ -22,6 +23,7 @@ use crate::adapter::Adapter;
 
 pub use angles::rope_table;
 pub use cpu::CpuDecoder;
+pub use kv_order::{kv_order, kv_places, kv_pool, kv_window};
 pub use levels::quantized_levels;
 pub use weights::{
     LoadError, LoadOptions, LoadProgress, Model, Repack, kv_block_bytes, kv_layout,

@@ -5,9 +5,11 @@ mod tokenizer;
 
 use std::path::{Path, PathBuf};
 
+use neap_memory::cache::SLACK_TOKENS;
 use serde::Serialize;
 
 use crate::config::{ModelConfig, architecture_name};
+use crate::decoder::kv_window;
 use crate::gguf::GgufFile;
 use crate::safetensors::HfFolder;
 use crate::source::{ModelFileError, ModelSource, TensorInfo};
@@ -103,6 +105,8 @@ pub struct MemoryCost {
     pub kv_bytes_per_token: u64,
     /// Keys and values of all sequences at full length, in whole blocks of 32 tokens.
     pub kv_bytes: u64,
+    /// The least that they can take without losing any, where layers with a sliding window keep theirs alone.
+    pub kv_bytes_trimmed: Option<u64>,
     /// Working memory, as estimated by the caller.
     pub scratch_bytes: u64,
     /// The sum.
@@ -135,6 +139,8 @@ impl MemoryCost {
             weight_bytes,
             kv_bytes_per_token,
             kv_bytes,
+            kv_bytes_trimmed: trimmed_bytes(config, context, block_bytes)
+                .map(|bytes| bytes.saturating_mul(batch)),
             scratch_bytes,
             total_bytes: weight_bytes
                 .saturating_add(kv_bytes)
@@ -243,6 +249,16 @@ impl Inspection {
             MemoryCost::new(config, self.tensor_bytes, context, batch, scratch_bytes)
         });
     }
+}
+
+/// What the blocks of a sequence take once those behind the window are trimmed.
+fn trimmed_bytes(config: &ModelConfig, context: u64, block_bytes: u64) -> Option<u64> {
+    let window = kv_window(config).ok()??;
+    let blocks = context.div_ceil(BLOCK_TOKENS);
+    let whole = window.tokens.saturating_add(SLACK_TOKENS) as u64;
+    let whole = (whole.div_ceil(BLOCK_TOKENS) + 1).min(blocks);
+    let trimmed = (blocks - whole).saturating_mul(window.head_bytes as u64);
+    Some(whole.saturating_mul(block_bytes).saturating_add(trimmed))
 }
 
 impl Inspection {

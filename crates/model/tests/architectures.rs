@@ -115,6 +115,39 @@ fn chunks_and_threads_change_nothing() {
     }
 }
 
+/// Nothing reads what is behind the window, so nothing changes without it.
+#[test]
+fn trimmed_blocks_change_nothing() {
+    let mut trimmed_models = Vec::new();
+    for entry in models() {
+        let mut tokens = Prompt::read().tokens;
+        let source = from_folder(&entry);
+        let len = source.config().context_length.min(100);
+        let mut runner = Runner::new(source, fast());
+        tokens.extend(runner.greedy(&tokens, len - tokens.len()));
+        let run = |setup: Setup, chunk: usize, trims: bool| {
+            let mut runner = Runner::new(from_folder(&entry), setup);
+            runner.trims = trims;
+            let logits = runner.logits(&tokens, chunk);
+            (logits, runner.blocks())
+        };
+        let (whole, _) = run(fast(), 40, false);
+        for (setup, chunk) in [(fast(), 1), (fast(), 33), (PLAIN, 7)] {
+            let (expected, _) = run(setup, 40, false);
+            let (logits, (blocks, trimmed)) = run(setup, chunk, true);
+            assert!(logits == expected, "{} in chunks of {chunk}", entry.name);
+            assert!(setup.isa != fast().isa || expected == whole);
+            if trimmed > 0 {
+                // The window is 9 tokens.
+                assert_eq!((blocks, trimmed), (4, 2), "{}", entry.name);
+                trimmed_models.push(entry.name.clone());
+            }
+        }
+    }
+    trimmed_models.dedup();
+    assert_eq!(trimmed_models, ["gemma2", "gemma3"]);
+}
+
 #[test]
 fn converted_tokenizers_give_the_same_tokens() {
     let entry = models().into_iter().find(|m| m.name == "qwen3").unwrap();

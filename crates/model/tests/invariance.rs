@@ -338,6 +338,42 @@ fn codecs_of_levels_refuse_what_is_no_block() {
     }
 }
 
+/// What is left of a block that is trimmed, whole layers, is a block of its own at every level.
+#[test]
+fn the_first_layers_are_encoded_to_the_first_bytes() {
+    let setup = setup(1, Isa::best(), Repack::Always);
+    let layout = setup.decoder.model().kv_layout();
+    let codecs = quantized_levels(layout, Isa::best());
+    let hot: Vec<u8> = (0..setup.kv.block_bytes())
+        .map(|i| (i as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0] & [0xFF, 0x3F][i % 2])
+        .collect();
+    let layer_bytes = hot.len() / layout.layers();
+    for codec in codecs.iter() {
+        let mut whole = vec![0; codec.max_encoded_bytes(hot.len())];
+        codec.encode(&hot, &mut whole).unwrap();
+        for layers in 1..=layout.layers() {
+            let head = &hot[..layers * layer_bytes];
+            let mut encoded = vec![0; codec.max_encoded_bytes(head.len())];
+            assert_eq!(codec.encode(head, &mut encoded), Ok(encoded.len()));
+            assert!(encoded == whole[..encoded.len()]);
+            assert_eq!(encoded.len() * layout.layers(), whole.len() * layers);
+            let (mut back, mut all) = (vec![0; head.len()], vec![0; hot.len()]);
+            codec.decode(&encoded, &mut back).unwrap();
+            codec.decode(&whole, &mut all).unwrap();
+            assert!(back == all[..back.len()]);
+            assert!(layers == layout.layers() || codec.decode(&encoded, &mut all).is_err());
+        }
+    }
+    let (packed, int4) = (codecs.packed.unwrap(), codecs.int4.unwrap());
+    let mut out = vec![0; packed.max_encoded_bytes(hot.len())];
+    let len = packed.encode(&hot[..layer_bytes], &mut out).unwrap();
+    let mut block = vec![0; int4.max_encoded_bytes(layer_bytes)];
+    packed.decode(&out[..len], &mut block).unwrap();
+    let mut again = vec![0; out.len()];
+    let again_len = packed.encode_from(Level::Int4, &block, &mut again).unwrap();
+    assert_eq!(again[..again_len], out[..len]);
+}
+
 #[test]
 fn packed_blocks_come_back_as_int4_and_pack_to_the_same_bytes_again() {
     let setup = setup(1, Isa::best(), Repack::Always);

@@ -52,12 +52,13 @@ impl KvCache {
         let found = self.tree.lookup(namespace, tokens);
         self.stats.asked_tokens += tokens.len() as u64;
         let block_tokens = self.pool.block_tokens();
-        let path: Vec<(NodeId, usize)> = found
+        let mut path: Vec<(NodeId, usize)> = found
             .full
             .iter()
             .map(|&node| (node, block_tokens))
             .chain(found.partial.map(|p| (p.node, p.tokens)))
             .collect();
+        self.cut_to_startable(&mut path);
         // Claims on what is in RAM, so that making room for the rest does not let go of it.
         let claims: Vec<Option<Block>> = path.iter().map(|&(node, _)| self.claim(node)).collect();
         self.make_room_for(&claims, now_ms);
@@ -69,6 +70,8 @@ impl KvCache {
             table.attach(block, tokens);
         }
         drop(reads);
+        // Where the match ended before its time, what is trimmed may be read whole.
+        table.truncate(table.startable_tokens());
         let turn = self.turn_after(found.full.last().copied());
         let nodes: Vec<NodeId> = path.iter().map(|p| p.0).collect();
         let new_tokens = tokens.len() - table.len_tokens();
@@ -210,7 +213,7 @@ impl KvCache {
             &self.pool,
             &self.options.quantized,
             (codec, lowest),
-            packed.bytes(),
+            (packed.hot_bytes(), packed.bytes()),
         ) {
             Ok(block) => block,
             Err(Undecoded::NoRoom) => return None,
@@ -218,9 +221,7 @@ impl KvCache {
         };
         if self.measures {
             let us = start.elapsed().as_secs_f64() * 1e6;
-            self.costs
-                .unpack
-                .observe(self.pool.block_bytes() as u64, us);
+            self.costs.unpack.observe(packed.hot_bytes() as u64, us);
         }
         Some(self.keep(node, block))
     }
@@ -282,10 +283,11 @@ impl KvCache {
         None
     }
 
+    /// Whether a record holds all that is held of the block.
     pub(super) fn is_stored(&self, node: NodeId) -> bool {
-        let (disk, info) = (self.options.disk.as_ref(), self.tree.info(node));
-        disk.zip(info)
-            .is_some_and(|(disk, info)| disk.meta(&info.hash, &self.options.fingerprint).is_some())
+        let held_bytes = self.claim(node).map_or(0, |block| block.hot_bytes());
+        self.stored_hot_bytes(node)
+            .is_some_and(|bytes| bytes >= held_bytes as u64)
     }
 }
 
@@ -297,16 +299,21 @@ pub(super) fn decode_stored(
     meta: &Meta,
     bytes: &[u8],
 ) -> Result<Block, Undecoded> {
-    decode_as(pool, quantized, (meta.codec, lowest), bytes)
+    let hot_bytes = usize::try_from(meta.hot_bytes).map_err(|_| Undecoded::Bad)?;
+    decode_as(pool, quantized, (meta.codec, lowest), (hot_bytes, bytes))
 }
 
-/// A block of what the codec of this number wrote.
+/// A block of what the codec of this number wrote of a hot one of `hot_bytes`, whole or trimmed.
 fn decode_as(
     pool: &KvPool,
     quantized: &QuantizedLevels,
     (id, lowest): (u16, Level),
-    bytes: &[u8],
+    (hot_bytes, bytes): (usize, &[u8]),
 ) -> Result<Block, Undecoded> {
+    let is_trimmed = hot_bytes != pool.block_bytes();
+    if is_trimmed && pool.window().is_none_or(|w| w.head_bytes != hot_bytes) {
+        return Err(Undecoded::Bad);
+    }
     // A block of a lossy level is attended to as it was stored.
     let (codec, level): (&dyn BlockCodec, Level) = match id {
         PLAIN_ID => (&Plain, Level::Hot),
@@ -322,12 +329,11 @@ fn decode_as(
     if level.is_lossy() && level > lowest {
         return Err(Undecoded::Bad);
     }
-    let block_bytes = pool.block_bytes();
     let held_bytes = quantized
         .at(level)
-        .map_or(block_bytes, |codec| codec.max_encoded_bytes(block_bytes));
+        .map_or(hot_bytes, |codec| codec.max_encoded_bytes(hot_bytes));
     let mut block = pool
-        .allocate_at(level, held_bytes)
+        .allocate_form((level, is_trimmed), held_bytes)
         .map_err(|_| Undecoded::NoRoom)?;
     let out = block.bytes_mut().ok_or(Undecoded::Bad)?;
     codec.decode(bytes, out).map_err(|_| Undecoded::Bad)?;

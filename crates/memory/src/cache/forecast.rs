@@ -24,26 +24,19 @@ impl KvCache {
     #[must_use]
     pub fn forecast(&self, namespace: &Namespace, tokens: &[u32]) -> Forecast {
         let found = self.tree.peek(namespace, tokens);
-        let usable = |&node: &_| {
-            let entry = self.tree.get(node);
-            entry.filter(|entry| !matches!(entry.held, Held::Gone))
-        };
-        let full = found.full.iter().map_while(usable);
-        let mut forecast = Forecast::default();
-        let mut whole = 0;
-        for entry in full {
-            whole += 1;
-            forecast.attach_bytes += self.attach_bytes(entry);
+        let block_tokens = self.pool.block_tokens();
+        let full = found.full.iter().map(|&node| (node, block_tokens));
+        let partial = found.partial.map(|p| (p.node, p.tokens));
+        let mut path: Vec<(NodeId, usize)> = full
+            .chain(partial)
+            .take_while(|&(node, _)| self.is_held(node))
+            .collect();
+        self.cut_to_startable(&mut path);
+        let entries = path.iter().filter_map(|&(node, _)| self.tree.get(node));
+        Forecast {
+            tokens: path.iter().map(|(_, tokens)| tokens).sum(),
+            attach_bytes: entries.map(|entry| self.attach_bytes(entry)).sum(),
         }
-        forecast.tokens = whole * self.pool.block_tokens();
-        if whole == found.full.len()
-            && let Some(partial) = found.partial
-            && let Some(entry) = usable(&partial.node)
-        {
-            forecast.tokens += partial.tokens;
-            forecast.attach_bytes += self.attach_bytes(entry);
-        }
-        forecast
     }
 
     fn attach_bytes(&self, entry: &Entry) -> u64 {

@@ -190,6 +190,10 @@ impl KvCache {
     ) -> Situation {
         let spills = may != May::Drop && self.options.disk.is_some();
         let worth = self.worth(nodes, now_ms);
+        let single_file = match scope {
+            Scope::All => self.single_file_tokens(nodes),
+            Scope::Running | Scope::Lossless => HashMap::new(),
+        };
         let candidates = nodes
             .iter()
             .filter_map(|&node| {
@@ -197,7 +201,14 @@ impl KvCache {
                 let candidate = self.candidate(node, worth, now_ms, running)?;
                 // At the last, pins do not keep what lost its record on disk: the budget holds first.
                 let may_drop = candidate.may_drop || (may == May::Drop && worth.is_whole);
+                let trimmed_bytes = match &self.tree.get(node)?.held {
+                    Held::Ram(block) if self.is_unbranched(single_file.get(&node).copied()) => {
+                        self.charged_head_bytes_of(block)
+                    }
+                    _ => candidate.bytes,
+                };
                 Some(Candidate {
+                    trimmed_bytes,
                     may_drop: may_drop && scope != Scope::Lossless,
                     ..candidate
                 })
@@ -306,7 +317,8 @@ impl KvCache {
             id,
             level: block.level(),
             bytes: block.charged_bytes(),
-            hot_bytes: self.pool.charged_block_bytes(),
+            hot_bytes: self.charged_hot_bytes(block),
+            trimmed_bytes: block.charged_bytes(),
             tokens: info.tokens as u64,
             before: (info.depth_blocks * self.pool.block_tokens()) as u64,
             uses_per_s: if is_in_use {
@@ -346,6 +358,9 @@ impl KvCache {
             return;
         };
         match step.action {
+            Action::Trim => {
+                self.trim(node, running);
+            }
             Action::Demote(level) => {
                 let lowest = match self.tree.get(node) {
                     Some(entry) if scope != Scope::Lossless => {

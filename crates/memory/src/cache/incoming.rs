@@ -215,6 +215,12 @@ impl KvCache {
         while matches!(slots.last(), Some(Slot::Missing)) {
             slots.pop();
         }
+        let is_trimmed = |block: usize| self.is_trimmed(path[block]);
+        let near = known * block_tokens;
+        if self.pool.startable_tokens(near, is_trimmed) < near {
+            // Computing cannot begin behind them: what is there is attached, or nothing.
+            slots.clear();
+        }
         (known, keys, slots)
     }
 
@@ -319,6 +325,8 @@ impl KvCache {
             }
             table.attach(block, block_tokens);
         }
+        // Where it ended before its time, what is trimmed may be read whole: it is computed.
+        table.truncate(table.startable_tokens());
         !incoming.is_done(table.len_tokens().div_ceil(block_tokens))
     }
 

@@ -367,11 +367,12 @@ fn blocks_stored_by_another_version_of_a_codec_are_misses() {
         ..levels.clone()
     };
     let (old, new) = (
-        fingerprint(&[7; 32], &levels),
-        fingerprint(&[7; 32], &newer),
+        fingerprint(&[7; 32], &[], &levels),
+        fingerprint(&[7; 32], &[], &newer),
     );
     assert_ne!(old, new);
-    assert_ne!(old, fingerprint(&[8; 32], &levels));
+    assert_ne!(old, fingerprint(&[8; 32], &[], &levels));
+    assert_ne!(old, fingerprint(&[7; 32], &[1, 0], &levels));
     world.cache.options.fingerprint = old;
     let tokens = prompt(1, 400);
     let sequence = world.start(KvQuality::Small, &tokens, &mut []).unwrap();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::free::Scope;
+use super::trim::trimmable_blocks;
 use super::{Held, KvCache};
 use crate::codec::{BlockCodec, PACKED_ID, Packed};
 use crate::governor::Occasion;
@@ -22,22 +23,25 @@ pub(super) struct Running<'r, 't> {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Places {
+pub(super) struct Places {
     /// Tables and places in them.
     at: Vec<(usize, usize)>,
     /// One of the tables needs the block hot: it is its first, or among its newest.
     stays_hot: bool,
+    /// One of the tables reads the block whole, or may soon.
+    stays_whole: bool,
 }
 
 impl<'r, 't> Running<'r, 't> {
     pub(super) fn new(tables: &'r mut [&'t mut BlockTable]) -> Self {
         let mut places: HashMap<usize, Places> = HashMap::new();
         for (number, table) in tables.iter().enumerate() {
-            let sinkable = table.sinkable_blocks();
+            let (sinkable, trimmable) = (table.sinkable_blocks(), trimmable_blocks(table));
             for (index, block) in table.blocks().iter().enumerate() {
                 let here = places.entry(block.key()).or_default();
                 here.at.push((number, index));
                 here.stays_hot |= !sinkable.contains(&index);
+                here.stays_whole |= !trimmable.contains(&index);
             }
         }
         Self { tables, places }
@@ -48,6 +52,7 @@ impl<'r, 't> Running<'r, 't> {
         let places = Places {
             at: vec![(0, index)],
             stays_hot: false,
+            stays_whole: true,
         };
         let places = HashMap::from([(tables[0].blocks()[index].key(), places)]);
         Self { tables, places }
@@ -60,22 +65,28 @@ impl<'r, 't> Running<'r, 't> {
             .is_some_and(|places| !places.stays_hot && block.claims() == places.at.len() + 1)
     }
 
-    fn count(&self, block: &Block) -> usize {
+    /// Whether the tree and these tables are all that claim the block, and none reads it whole again.
+    pub(super) fn may_trim(&self, block: &Block) -> bool {
+        self.places
+            .get(&block.key())
+            .is_some_and(|places| !places.stays_whole && block.claims() == places.at.len() + 1)
+    }
+
+    pub(super) fn count(&self, block: &Block) -> usize {
         self.places.get(&block.key()).map_or(0, |p| p.at.len())
     }
 
     /// Lets go of the tables' claims on a block, until [`fill`](Self::fill) puts another in its place; the
     /// first block of each table stands there meanwhile.
-    fn take(&mut self, block: &Block) -> Places {
+    pub(super) fn take(&mut self, block: &Block) -> Places {
         let places = self.places.remove(&block.key()).unwrap_or_default();
         for &(table, index) in &places.at {
-            let first = self.tables[table].share_block(0);
-            drop(self.tables[table].swap_block(index, first));
+            drop(self.tables[table].take_block(index));
         }
         places
     }
 
-    fn fill(&mut self, places: Places, block: &Block) {
+    pub(super) fn fill(&mut self, places: Places, block: &Block) {
         for &(table, index) in &places.at {
             drop(self.tables[table].swap_block(index, block.clone()));
         }
@@ -125,12 +136,14 @@ impl KvCache {
                 return;
             };
             match self.claim(node) {
-                Some(cached) if cached.level().is_attendable() => {
+                Some(cached)
+                    if cached.level().is_attendable() && cached.covers(&table.blocks()[index]) =>
+                {
                     if !cached.is_same(&table.blocks()[index]) {
                         drop(table.swap_block(index, cached));
                     }
                 }
-                _ => self.let_go(node, Held::Ram(table.share_block(index))),
+                _ => self.take_over(node, &table.share_block(index)),
             }
             if table.blocks()[index].level() < level {
                 let mut tables = [&mut *table];
@@ -211,7 +224,8 @@ impl KvCache {
         (bytes, block): (usize, &Block),
         running: &mut Running<'_, '_>,
     ) -> Option<Block> {
-        let mut sunk = self.pool.allocate_at(level, bytes).ok()?;
+        let form = (level, block.is_trimmed());
+        let mut sunk = self.pool.allocate_form(form, bytes).ok()?;
         sunk.bytes_mut()?.copy_from_slice(&self.scratch[..bytes]);
         let places = running.take(block);
         running.fill(places, &sunk);
@@ -225,15 +239,16 @@ impl KvCache {
             Level::Int4 => self.stats.int4_blocks += 1,
             _ => self.stats.packed_blocks += 1,
         }
-        let hot_bytes = self.pool.block_bytes() as u64;
         if level == Level::Packed {
-            let ratio = sunk.charged_bytes() as f64 / self.pool.charged_block_bytes() as f64;
+            let hot_bytes = self.charged_hot_bytes(sunk);
+            let ratio = sunk.charged_bytes() as f64 / hot_bytes as f64;
             let mean = match packed_by {
                 PACKED_ID => &mut self.packed_ratio,
                 _ => &mut self.packed_int4_ratio,
             };
             *mean += 0.1 * (ratio - *mean);
         }
+        let hot_bytes = sunk.hot_bytes() as u64;
         match level {
             _ if !self.measures => {}
             Level::Packed => self.costs.pack.observe(hot_bytes, us),

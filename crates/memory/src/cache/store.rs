@@ -17,6 +17,7 @@ impl KvCache {
     pub fn store(&mut self, namespace: &Namespace, tokens: &[u32]) -> usize {
         let found = self.tree.peek(namespace, tokens);
         let mut stored = 0;
+        let mut trimmed = Vec::new();
         for &node in found
             .full
             .iter()
@@ -31,8 +32,9 @@ impl KvCache {
                 break;
             }
             stored += len;
+            trimmed.push(self.is_record_trimmed(node));
         }
-        stored
+        self.pool.startable_tokens(stored, |block| trimmed[block])
     }
 
     /// Writes the block of `node` to disk if it is not there, and whether what is there can be relied on. A record of an
@@ -62,7 +64,13 @@ impl KvCache {
         let Held::Ram(block) = &entry.held else {
             return entry.is_on_disk;
         };
-        if entry.is_on_disk && disk.meta(&info.hash, &self.options.fingerprint).is_some() {
+        let (key, fingerprint) = (info.hash, self.options.fingerprint);
+        let covers = |meta: Meta| meta.hot_bytes >= block.hot_bytes() as u64;
+        // A whole record is not given up for a trimmed one, whoever wrote it.
+        if (entry.is_on_disk || (block.is_trimmed() && disk.is_sound(&key, &fingerprint)))
+            && disk.meta(&key, &fingerprint).is_some_and(covers)
+        {
+            entry.is_on_disk = true;
             return true;
         }
         let packing: Option<&dyn BlockCodec> = match block.level() {
@@ -88,7 +96,7 @@ impl KvCache {
         let meta = Meta {
             codec,
             payload_bytes: payload.len() as u64,
-            hot_bytes: self.pool.block_bytes() as u64,
+            hot_bytes: block.hot_bytes() as u64,
             tokens: info.tokens as u32,
             fingerprint: self.options.fingerprint,
         };

@@ -9,6 +9,7 @@ fn block(id: u64) -> Candidate {
         level: Level::Hot,
         bytes: MIB,
         hot_bytes: MIB,
+        trimmed_bytes: MIB,
         tokens: 32,
         before: 0,
         uses_per_s: 0.01,
@@ -200,18 +201,35 @@ fn what_may_be_lossy_packs_with_loss_and_nothing_else_does() {
     assert_eq!(packs(Level::Int4, Level::Int4, true), None);
 }
 
+#[test]
+fn what_is_behind_a_window_goes_before_anything_else() {
+    let trimmable = Candidate {
+        trimmed_bytes: MIB / 6,
+        ..block(0)
+    };
+    let mut situation = situation(MIB / 2, vec![trimmable, block(1)]);
+    situation.sinks = vec![packed(), int8()];
+    let steps = plan(&situation).steps;
+    assert_eq!(steps.len(), 1);
+    assert_eq!((steps[0].id, steps[0].action), (0, Action::Trim));
+    // Where that is not enough, more of it is given, or another.
+    situation.bytes_to_free = 2 * MIB;
+    assert_eq!(plan(&situation).frees_bytes, 2 * MIB);
+}
+
 fn candidate() -> impl Strategy<Value = Candidate> {
     (
         0..3usize,
         0..3usize,
         1..MIB,
         0.0..10.0f64,
-        any::<[bool; 3]>(),
+        any::<[bool; 4]>(),
     )
         .prop_map(|(level, lowest, bytes, uses_per_s, flags)| Candidate {
             level: [Level::Hot, Level::Int8, Level::Packed][level],
             lowest: [Level::Hot, Level::Int8, Level::Int4][lowest],
             bytes,
+            trimmed_bytes: if flags[3] { bytes / 6 } else { bytes },
             uses_per_s,
             is_on_disk: flags[0],
             is_in_use: flags[1] && level < 2,
@@ -245,6 +263,7 @@ proptest! {
             let c = &candidates[step.id as usize];
             prop_assert!(step.frees_bytes <= c.bytes && step.frees_bytes > 0 && step.cost_us >= 0.0);
             match step.action {
+                Action::Trim => prop_assert!(!c.is_in_use && step.frees_bytes == c.bytes - c.trimmed_bytes),
                 Action::Demote(to) => {
                     prop_assert!(to > c.level && (!c.is_in_use || to.is_attendable()));
                     prop_assert!(!to.is_lossy() || to <= c.lowest);

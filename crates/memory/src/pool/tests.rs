@@ -224,3 +224,98 @@ fn blocks_of_whole_huge_pages_begin_with_one_and_go_back_whole() {
     assert_eq!(budget.charged(), 0);
     assert!(pool.allocate().unwrap().bytes().iter().all(|&b| b == 0));
 }
+
+fn windowed(budget: &Budget) -> KvPool {
+    let page = page_bytes();
+    let window = Window {
+        tokens: 6,
+        head_bytes: page,
+    };
+    KvPool::with_window(budget, 4 * page, 4, Some(window))
+}
+
+#[test]
+fn a_trimmed_block_is_its_head_at_the_price_of_its_head() {
+    let page = page_bytes();
+    let budget = Budget::new(u64::MAX);
+    let pool = windowed(&budget);
+    let mut block = pool.allocate().unwrap();
+    block.bytes_mut().unwrap()[..page].fill(7);
+    assert_eq!((block.is_trimmed(), block.hot_bytes()), (false, 4 * page));
+    let claim = block.clone();
+    let block = pool.trim(block, page).unwrap_err();
+    drop(claim);
+    budget.set_limit(0);
+    let block = pool.trim(block, page).unwrap();
+    assert_eq!((block.is_trimmed(), block.hot_bytes()), (true, page));
+    assert_eq!(
+        (block.bytes(), budget.charged()),
+        (&vec![7; page][..], page as u64)
+    );
+    assert!(block.covers(&block.clone()));
+    pool.check_conservation().unwrap();
+    // Once, and it stays trimmed whatever becomes of it.
+    let block = pool.trim(block, 1).unwrap_err();
+    let block = pool.replace(block, Level::Packed, &[1; 9]).unwrap();
+    assert!(block.is_trimmed() && block.hot_bytes() == page);
+    let block = pool.trim(block, 1).unwrap_err();
+    budget.set_limit(u64::MAX);
+    assert!(block.to_copy().unwrap().is_trimmed());
+    let whole = pool.allocate().unwrap();
+    assert!(whole.covers(&block) && !block.covers(&whole));
+}
+
+#[test]
+fn a_sequence_goes_on_where_no_block_in_the_window_is_trimmed() {
+    let budget = Budget::new(u64::MAX);
+    let pool = windowed(&budget);
+    // Blocks of 4 tokens; the token at position p reads from p - 5 on.
+    let startable =
+        |tokens, trimmed: &[usize]| pool.startable_tokens(tokens, |block| trimmed.contains(&block));
+    assert_eq!(startable(9, &[0]), 9, "the token at 9 reads 4 to 9");
+    assert_eq!(startable(8, &[0]), 0, "that at 8 reads token 3");
+    assert_eq!(startable(40, &[0, 1, 2, 7]), 40);
+    assert_eq!(
+        startable(36, &[0, 1, 2, 7]),
+        28,
+        "from 31 on: block 7 is read"
+    );
+    assert_eq!(startable(36, &[0, 1, 2, 6, 7]), 24);
+    assert_eq!(startable(36, &[5, 6, 7]), 20);
+    assert_eq!(startable(36, &[2, 3, 4, 5, 6, 7]), 8);
+    assert_eq!(startable(34, &[8]), 32, "the last is read");
+    assert_eq!(startable(0, &[]), 0);
+    let plain = KvPool::new(&budget, 4 * page_bytes(), 4);
+    assert_eq!(plain.startable_tokens(36, |_| true), 36);
+    // A head of as many pages as the block is no head.
+    let window = Window {
+        tokens: 6,
+        head_bytes: 3 * page_bytes() + 1,
+    };
+    let whole = KvPool::with_window(&budget, 4 * page_bytes(), 4, Some(window));
+    assert_eq!(whole.window(), None);
+    assert_eq!(whole.charged_head_bytes(), whole.charged_block_bytes());
+}
+
+proptest! {
+    #[test]
+    fn startable_is_the_longest_prefix_without_a_trimmed_block_in_its_window(
+        tokens in 0_usize..60,
+        trimmed in prop::collection::vec(any::<bool>(), 16),
+        window in 1_usize..20,
+    ) {
+        let budget = Budget::new(u64::MAX);
+        let head_bytes = page_bytes();
+        let window = Window { tokens: window, head_bytes };
+        let pool = KvPool::with_window(&budget, 4 * page_bytes(), 4, Some(window));
+        // Token by token: the next one, at position `n`, reads the tails of `n + 1 - window` to `n - 1`, and is written
+        // into its block.
+        let can_go_on = |&n: &usize| {
+            let first = (n + 1).saturating_sub(window.tokens);
+            (first..n).chain((n % 4 > 0).then_some(n)).all(|t| !trimmed[t / 4])
+        };
+        let ends = (0..=tokens).rev().filter(|n| *n == tokens || n.is_multiple_of(4));
+        let longest = ends.into_iter().find(can_go_on).unwrap();
+        prop_assert_eq!(pool.startable_tokens(tokens, |block| trimmed[block]), longest);
+    }
+}

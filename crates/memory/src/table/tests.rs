@@ -180,3 +180,38 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn blocks_behind_the_window_are_trimmed_and_no_others() {
+    let page = crate::region::page_bytes();
+    let budget = Budget::new(1 << 20);
+    let window = crate::pool::Window {
+        tokens: 6,
+        head_bytes: page,
+    };
+    let pool = KvPool::with_window(&budget, 3 * page, 4, Some(window));
+    let mut table = BlockTable::new(&pool);
+    for len in 1..40 {
+        table.reserve(1).unwrap();
+        let index = (len - 1) / 4;
+        table.block_mut(index)[(len - 1) % 4] = len as u8;
+        table.advance(1);
+        let shared = table.share_block(0);
+        table.trim();
+        drop(shared);
+        table.trim();
+        // The next token is at `len`, and sees from `len - 5` on.
+        assert_eq!(table.trimmed_blocks(), len.saturating_sub(5) / 4, "{len}");
+        table.check_conservation().unwrap();
+        for t in 0..len {
+            assert_eq!(table.block(t / 4)[t % 4], t as u8 + 1);
+        }
+    }
+    let charged = (9 - 1) * page + 2 * 3 * page;
+    assert_eq!(budget.charged(), charged as u64);
+    let plain = KvPool::new(&budget, 3 * page, 4);
+    let mut table = BlockTable::new(&plain);
+    table.reserve(40).unwrap();
+    table.advance(40);
+    assert_eq!((table.trim(), table.blocks_behind_window()), (0, 0..0));
+}

@@ -95,7 +95,7 @@ impl Pass<'_> {
     ) -> Result<(), WorkerPanic> {
         let config = self.model.config();
         let shape = AttentionShape {
-            layer,
+            layer: self.model.kv_place(layer),
             heads: config.heads,
             scale: config.attention_scale,
             window,

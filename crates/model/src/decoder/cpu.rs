@@ -374,6 +374,7 @@ impl Pass<'_> {
     fn write_kv(&mut self, layer: usize, batch: &mut [SequenceChunk<'_>]) {
         let width = self.model.config().kv_size();
         let layout = self.model.kv_layout();
+        let place = self.model.kv_place(layer);
         let mut row = 0;
         for chunk in batch {
             let (start, tokens) = (chunk.table.len_tokens(), chunk.tokens.len());
@@ -391,7 +392,7 @@ impl Pass<'_> {
                     self.context.isa,
                     &layout,
                     KV_FORMAT,
-                    layer,
+                    place,
                     bytes,
                     slot,
                     k,

@@ -1,4 +1,8 @@
 //! The lossy levels of KV blocks: the kernels' formats as the memory's codecs.
+//!
+//! A block may hold fewer layers than the model has: the first so many, what is left of one that was trimmed. Its length
+//! tells how many, at every level, and as layers are outermost in all formats, what is encoded of them begins what is
+//! encoded of all.
 
 use std::sync::Arc;
 
@@ -18,6 +22,13 @@ pub fn quantized_levels(layout: KvLayout, isa: Isa) -> QuantizedLevels {
         int4: codec(Level::Int4),
         packed: Some(Arc::new(PackedInt4 { layout, isa })),
     }
+}
+
+/// The layout of the first so many layers, which blocks of `bytes` bytes have; none if that is no whole number of them.
+fn layout_of(layout: &KvLayout, format: KvFormat, bytes: usize) -> Option<KvLayout> {
+    let layers = bytes / layout.layer_range(format, 0).len();
+    let part = KvLayout::new(layers, layout.kv_heads(), layout.head_dim()).ok()?;
+    (layers <= layout.layers() && part.block_bytes(format) == bytes).then_some(part)
 }
 
 /// Packed blocks of four-bit values. Blocks whose codes pack to [`PACKED_BITS`] a value keep them; others are made coarser,
@@ -45,9 +56,13 @@ impl PackedInt4 {
         }
     }
 
-    fn pack(&self, block: &[u8], out: &mut [u8]) -> Result<usize, CodecError> {
-        kv::pack_int4(self.isa, &self.layout, block, out)
-            .ok_or_else(|| self.error(0, "too little room"))
+    fn pack(&self, layout: &KvLayout, block: &[u8], out: &mut [u8]) -> Result<usize, CodecError> {
+        kv::pack_int4(self.isa, layout, block, out).ok_or_else(|| self.error(0, "too little room"))
+    }
+
+    fn layout(&self, format: KvFormat, bytes: usize) -> Result<KvLayout, CodecError> {
+        layout_of(&self.layout, format, bytes)
+            .ok_or_else(|| self.error(0, "another length than the block's"))
     }
 }
 
@@ -89,27 +104,23 @@ impl BlockCodec for PackedInt4 {
             return Err(self.error(0, "takes no block of this level"));
         }
         let format = format_of(level);
-        if bytes.len() != self.layout.block_bytes(format) {
-            return Err(self.error(0, "another length than the block's"));
-        }
+        let layout = self.layout(format, bytes.len())?;
         if format == KvFormat::Int4 {
-            let len = self.pack(bytes, out)?;
-            let values = 2 * self.layout.layers() * self.layout.width() * kv::BLOCK_TOKENS;
+            let len = self.pack(&layout, bytes, out)?;
+            let values = 2 * layout.layers() * layout.width() * kv::BLOCK_TOKENS;
             if 8.0 * len as f64 <= PACKED_BITS * values as f64 {
                 return Ok(len);
             }
         }
-        let mut coarse = vec![0; self.layout.block_bytes(KvFormat::Int4)];
+        let mut coarse = vec![0; layout.block_bytes(KvFormat::Int4)];
         let block = KvBlock { format, bytes };
-        kv::coarsen_block(self.isa, &self.layout, block, COARSE, &mut coarse);
-        self.pack(&coarse, out)
+        kv::coarsen_block(self.isa, &layout, block, COARSE, &mut coarse);
+        self.pack(&layout, &coarse, out)
     }
 
     fn decode(&self, encoded: &[u8], block: &mut [u8]) -> Result<(), CodecError> {
-        if block.len() != self.layout.block_bytes(KvFormat::Int4) {
-            return Err(self.error(0, "another length than the block's"));
-        }
-        kv::unpack_int4(self.isa, &self.layout, encoded, block)
+        let layout = self.layout(KvFormat::Int4, block.len())?;
+        kv::unpack_int4(self.isa, &layout, encoded, block)
             .map_err(|error| self.error(error.offset, error.reason))
     }
 }
@@ -154,13 +165,12 @@ impl KvCodec {
         out: &mut [u8],
     ) -> Result<usize, CodecError> {
         let (format, bytes) = from;
-        if bytes.len() != self.layout.block_bytes(format) {
-            return Err(self.error("another length than the block's"));
-        }
+        let layout = layout_of(&self.layout, format, bytes.len())
+            .ok_or_else(|| self.error("another length than the block's"))?;
         let out = out
-            .get_mut(..self.layout.block_bytes(to))
+            .get_mut(..layout.block_bytes(to))
             .ok_or_else(|| self.error("too little room"))?;
-        kv::convert_block(self.isa, &self.layout, KvBlock { format, bytes }, to, out);
+        kv::convert_block(self.isa, &layout, KvBlock { format, bytes }, to, out);
         Ok(out.len())
     }
 }
@@ -174,8 +184,9 @@ impl BlockCodec for KvCodec {
         self.level
     }
 
-    fn max_encoded_bytes(&self, _hot_bytes: usize) -> usize {
-        self.layout.block_bytes(self.format())
+    fn max_encoded_bytes(&self, hot_bytes: usize) -> usize {
+        let layout = layout_of(&self.layout, KV_FORMAT, hot_bytes).unwrap_or(self.layout);
+        layout.block_bytes(self.format())
     }
 
     fn encode(&self, hot: &[u8], out: &mut [u8]) -> Result<usize, CodecError> {
@@ -193,7 +204,10 @@ impl BlockCodec for KvCodec {
     }
 
     fn decode(&self, encoded: &[u8], hot: &mut [u8]) -> Result<(), CodecError> {
-        if hot.len() != self.layout.block_bytes(KV_FORMAT) {
+        let layers = |format, bytes: &[u8]| layout_of(&self.layout, format, bytes.len());
+        if layers(KV_FORMAT, hot).is_none()
+            || layers(KV_FORMAT, hot) != layers(self.format(), encoded)
+        {
             return Err(self.error("another length than the block's"));
         }
         self.convert((self.format(), encoded), KV_FORMAT, hot)?;

@@ -15,6 +15,7 @@ use crate::source::{
     ExpertTensor, LayerTensor, ModelFileError, ModelSource, SourceTensor, TensorName,
 };
 
+use super::kv_order::kv_places;
 use super::layer::{LayerWeights, NormWeights};
 use super::loader::Loader;
 use super::residency::{Residency, UnitBytes};
@@ -141,6 +142,8 @@ pub struct Model {
     /// That of layers with a window, where it is another.
     window_rope: Option<RopeTable>,
     kv_layout: KvLayout,
+    /// The place of each layer in a block.
+    kv_places: Vec<usize>,
     /// Held matrices are in panels.
     repacked: bool,
     /// The units that weights are held or streamed by: each layer, then the output matrix.
@@ -221,6 +224,7 @@ impl Model {
             made_bytes: loader.made_bytes,
             source: Arc::clone(&source),
             kv_layout,
+            kv_places: kv_places(&config),
             repacked: repack,
             units,
             residency,
@@ -243,6 +247,11 @@ impl Model {
     /// How keys and values lie in a block.
     pub fn kv_layout(&self) -> KvLayout {
         self.kv_layout
+    }
+
+    /// The place of a layer's keys and values in a block.
+    pub(super) fn kv_place(&self, layer: usize) -> usize {
+        self.kv_places[layer]
     }
 
     /// Whether matrices were repacked.

@@ -173,12 +173,17 @@ fn write_memory(f: &mut Formatter<'_>, memory: &MemoryCost) -> fmt::Result {
         f,
         "memory for {batch} sequence(s) of {context} tokens, 16-bit keys and values"
     )?;
+    let trimmed = memory.kv_bytes_trimmed.map(|bytes| {
+        let bytes = Bytes(bytes);
+        format!("; {bytes} where room is short, with windows of layers alone")
+    });
+    let trimmed = trimmed.unwrap_or_default();
     let rows = [
         ("weights", memory.weight_bytes, String::new()),
         (
             "keys and values",
             memory.kv_bytes,
-            format!(", {} a token", Bytes(memory.kv_bytes_per_token)),
+            format!(", {} a token{trimmed}", Bytes(memory.kv_bytes_per_token)),
         ),
         ("scratch", memory.scratch_bytes, String::new()),
         ("total", memory.total_bytes, String::new()),

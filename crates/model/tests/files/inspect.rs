@@ -148,6 +148,31 @@ fn keys_and_values_cost_what_their_blocks_take() {
 }
 
 #[test]
+fn windows_of_layers_cost_less_where_room_is_short() {
+    let inspection = inspect(&tiny().gguf());
+    let mut config = inspection.config.unwrap();
+    let cost = |config: &_, context| MemoryCost::new(config, 0, context, 2, 0);
+    assert_eq!(cost(&config, 10_000).kv_bytes_trimmed, None);
+    // Of two layers with a window, the first keeps everything; blocks are of whole pages.
+    config.layers = 2;
+    config.kv_heads = 8;
+    config.head_dim = 64;
+    config.context_length = 100_000;
+    config.sliding_window = Some(992);
+    config.layer_kinds = vec![config.layer_kinds[0]; 2];
+    config
+        .layer_kinds
+        .iter_mut()
+        .for_each(|kind| kind.window = true);
+    let cost = |context| cost(&config, context);
+    assert_eq!(cost(1000).kv_bytes_trimmed, Some(cost(1000).kv_bytes));
+    let blocks = [33 + 1, 300 - 34].map(|blocks| blocks * 2);
+    let block_bytes = cost(32).kv_bytes / 2;
+    let expected = blocks[0] * block_bytes + blocks[1] * block_bytes / 2;
+    assert_eq!(cost(9600).kv_bytes_trimmed, Some(expected));
+}
+
+#[test]
 fn a_budget_tells_what_will_be_read_from_the_file() {
     let mut inspection = inspect(&tiny().gguf());
     let mut text = |streamed, disk| {

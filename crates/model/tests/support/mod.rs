@@ -8,8 +8,8 @@ use neap_kernels::{Isa, ThreadPool};
 use neap_memory::{BlockTable, Budget, KvPool};
 use neap_model::convert::{self, ConvertError};
 use neap_model::decoder::{
-    BLOCK_TOKENS, CpuDecoder, Decoder, DecoderLimits, LoadOptions, LogitsWanted, Model, Repack,
-    SequenceChunk, kv_block_bytes,
+    CpuDecoder, Decoder, DecoderLimits, LoadOptions, LogitsWanted, Model, Repack, SequenceChunk,
+    kv_pool,
 };
 use neap_model::gguf::GgufFile;
 use neap_model::source::ModelSource;
@@ -85,7 +85,7 @@ pub fn decoder(source: ModelSource, setup: Setup) -> (CpuDecoder, KvPool) {
     let budget = Budget::new(64 << 20);
     let pool = Arc::new(ThreadPool::new(setup.threads));
     let source = Arc::new(source);
-    let block_bytes = kv_block_bytes(source.config()).unwrap();
+    let kv = kv_pool(&budget, source.config()).unwrap();
     let options = LoadOptions {
         repack: setup.repack,
         reserve_bytes: 0,
@@ -99,7 +99,6 @@ pub fn decoder(source: ModelSource, setup: Setup) -> (CpuDecoder, KvPool) {
         logit_rows: 64,
     };
     let decoder = CpuDecoder::new(model, pool, setup.isa, limits, &budget).unwrap();
-    let kv = KvPool::new(&budget, block_bytes, BLOCK_TOKENS);
     (decoder, kv)
 }
 
@@ -109,6 +108,8 @@ pub struct Runner {
     kv: KvPool,
     table: BlockTable,
     pub vocab: usize,
+    /// Lets go of what is behind the window after every step.
+    pub trims: bool,
 }
 
 impl Runner {
@@ -122,6 +123,7 @@ impl Runner {
             kv,
             table,
             vocab,
+            trims: false,
         }
     }
 
@@ -139,8 +141,16 @@ impl Runner {
             }];
             let logits = self.decoder.forward(&mut batch).unwrap();
             rows.extend(logits.chunks_exact(self.vocab).map(<[f32]>::to_vec));
+            if self.trims {
+                self.table.trim();
+            }
         }
         rows
+    }
+
+    /// Blocks of the latest sequence, and those of them that were trimmed.
+    pub fn blocks(&self) -> (usize, usize) {
+        (self.table.len_blocks(), self.table.trimmed_blocks())
     }
 
     /// The most likely tokens after a prompt, in a sequence of their own.
