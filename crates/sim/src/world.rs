@@ -8,12 +8,16 @@
 //! that fails, is slow or lies, a lost disk beside it, kills and power cuts, also in the middle of an
 //! operation, budgets that change, requests that are cancelled.
 //!
+//! In every second world half of the model's layers have a sliding window: attention reads their part of a token, the
+//! second half of its bytes, within the window alone, and blocks behind it may be trimmed.
+//!
 //! One seed is one run: the same steps, the same faults, the same outcome.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use neap_memory::codec::fake::{self, EveryNth};
+use neap_memory::cache::Trim;
+use neap_memory::codec::fake;
 use neap_memory::disk::fake::{CutAt, FakeStorage};
 use neap_memory::disk::{DiskOptions, DiskStore, Storage};
 use neap_memory::governor::Occasion;
@@ -21,16 +25,26 @@ use neap_memory::hash::{Fingerprint, Namespace};
 use neap_memory::remote::fake::{FakeRemote, Lie};
 use neap_memory::remote::{RemoteLevel, RemoteOptions, RemoteStore};
 use neap_memory::session::{KeepOptions, Sessions};
-use neap_memory::{BlockTable, Budget, CacheOptions, KvCache, KvPool, KvQuality, Level};
+use neap_memory::{BlockTable, Budget, CacheOptions, KvCache, KvPool, KvQuality, Level, Window};
 
 mod checks;
+mod decoder;
 mod incoming;
+
+use decoder::{compute, reads_right};
 
 /// Tokens of a block: of four pages, so that int8 takes two of them and int4 one.
 const BLOCK_TOKENS: usize = 16;
 /// Bytes of a token's keys and values.
 const TOKEN_BYTES: usize = 1024;
 const BLOCK_BYTES: usize = BLOCK_TOKENS * TOKEN_BYTES;
+/// Of these, those of layers without a window; in a block they stand before all others.
+const HEAD_TOKEN_BYTES: usize = TOKEN_BYTES / 2;
+/// Tokens that layers with a window see: conversations are longer by enough that blocks are trimmed.
+const WINDOW: Window = Window {
+    tokens: 24,
+    head_bytes: BLOCK_TOKENS * HEAD_TOKEN_BYTES,
+};
 /// Conversations of a run.
 const TALKS: u64 = 12;
 /// Tokens that conversations of different namespaces begin with: a block and some of the next.
@@ -59,6 +73,8 @@ pub struct Report {
     pub promoted_blocks: u64,
     /// Blocks that sank to a lossy level.
     pub sunk_blocks: u64,
+    /// Blocks trimmed to what is read beyond the window.
+    pub trimmed_blocks: u64,
     /// Kills and power cuts.
     pub restarts: u64,
     /// Of these, in the middle of an operation.
@@ -97,89 +113,9 @@ impl Random {
     }
 }
 
-/// State of the fake decoder after a run of tokens.
-#[derive(Clone, Copy)]
-struct Decoder(u64);
-
-impl Decoder {
-    /// At the start of a sequence of this quality, as if each had a model of its own.
-    fn of(quality: KvQuality) -> Self {
-        Self(1 + quality as u64)
-    }
-
-    /// Takes in one token; returns its keys and values.
-    fn feed(&mut self, token: u32) -> [u8; TOKEN_BYTES] {
-        self.0 = (self.0 ^ u64::from(token))
-            .wrapping_mul(0x0100_0000_01B3)
-            .rotate_left(23);
-        let mut random = Random::new(self.0);
-        let mut bytes = [0; TOKEN_BYTES];
-        // A few random bytes among regular ones, so that packing has something to do.
-        for (i, pair) in bytes.chunks_exact_mut(2).enumerate() {
-            let value = random.below(1 << 16);
-            pair.copy_from_slice(&[value as u8, 0x38 + (i % 4) as u8]);
-        }
-        bytes
-    }
-}
-
-/// Hash over keys and values as attention reads them.
-fn logits(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.chunks_exact(8).fold(hash, |hash, word| {
-        let mut eight = [0; 8];
-        eight.copy_from_slice(word);
-        (hash ^ u64::from_le_bytes(eight))
-            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-            .rotate_left(29)
-    })
-}
-
-fn expected_logits(tokens: &[u32], quality: KvQuality) -> u64 {
-    let mut decoder = Decoder::of(quality);
-    tokens
-        .iter()
-        .fold(7, |hash, &token| logits(hash, &decoder.feed(token)))
-}
-
 /// How low the blocks of a conversation may sink.
 fn quality_of(talk: u64) -> KvQuality {
     KvQuality::ALL[(talk % 4) as usize]
-}
-
-/// Whether attention reads what was written for `tokens`: every byte of it if the quality is exact, or else
-/// those that its lowest level keeps.
-fn reads_right(table: &BlockTable, tokens: &[u32], quality: KvQuality) -> bool {
-    let stride = match quality.lowest(true) {
-        Level::Int8 => 2,
-        Level::Int4 => 4,
-        _ => return read_logits(table) == Some(expected_logits(tokens, quality)),
-    };
-    let mut decoder = Decoder::of(quality);
-    tokens.iter().enumerate().all(|(t, &token)| {
-        let view = table.view(t / BLOCK_TOKENS);
-        let first = t % BLOCK_TOKENS * TOKEN_BYTES;
-        let written = decoder.feed(token);
-        written.iter().enumerate().all(|(i, &byte)| {
-            let at = first + i;
-            let read = match view.level {
-                Level::Int8 => EveryNth::INT8.read(view.bytes, at),
-                Level::Int4 => EveryNth::INT4.read(view.bytes, at),
-                _ => view.bytes[at],
-            };
-            read == byte || (read == 0 && !at.is_multiple_of(stride))
-        })
-    })
-}
-
-/// The logits of an exact sequence; `None` if one of its blocks is lossy.
-fn read_logits(table: &BlockTable) -> Option<u64> {
-    let is_hot = |b: &neap_memory::Block| b.level() == Level::Hot;
-    table.blocks().iter().all(is_hot).then(|| {
-        (0..table.len_tokens()).fold(7, |hash, t| {
-            let at = t % BLOCK_TOKENS * TOKEN_BYTES;
-            logits(hash, &table.block(t / BLOCK_TOKENS)[at..at + TOKEN_BYTES])
-        })
-    })
 }
 
 /// A sequence that runs.
@@ -202,6 +138,7 @@ pub struct World {
     sessions: Sessions,
     tenant: Namespace,
     fingerprint: Fingerprint,
+    window: Option<Window>,
     disk_limit_bytes: u64,
     talks: Vec<Vec<u32>>,
     /// Acknowledged and not deleted since.
@@ -236,7 +173,8 @@ impl World {
         // With the least, segments go all the time.
         let disk_limit_bytes = (3 + seed % 4 * 2) << 20;
         let below = (storage, remote.as_ref(), disk_limit_bytes);
-        let parts = open(below, &budget, fingerprint)?;
+        let window = (seed / 2).is_multiple_of(2).then_some(WINDOW);
+        let parts = open(below, &budget, (fingerprint, window))?;
         let talks = (0..TALKS)
             .map(|talk| {
                 let start = 0..START_TOKENS as u32 - 1;
@@ -254,6 +192,7 @@ impl World {
             sessions: parts.sessions,
             tenant,
             fingerprint,
+            window,
             disk_limit_bytes,
             talks,
             acknowledged: BTreeMap::new(),
@@ -284,6 +223,8 @@ impl World {
             let sunk = (after.int8_blocks + after.int4_blocks)
                 .saturating_sub(before.int8_blocks + before.int4_blocks);
             self.report.sunk_blocks += sunk;
+            let trimmed = after.trimmed_blocks;
+            self.report.trimmed_blocks += trimmed.saturating_sub(before.trimmed_blocks);
             let promoted = after.promoted_blocks;
             self.report.promoted_blocks += promoted.saturating_sub(before.promoted_blocks);
             self.report.remote_tokens += after.remote_tokens.saturating_sub(before.remote_tokens);
@@ -305,10 +246,18 @@ impl World {
             }
             92..=93 => self.restart(),
             94..=95 => self.crash(),
-            96..=98 => {
+            96..=97 => {
                 self.sink();
                 Ok(())
             }
+            98 => {
+                let mut running = self.running.take();
+                let mut tables: Vec<_> = running.iter_mut().map(|r| &mut r.table).collect();
+                self.trim(&mut tables);
+                self.running = running;
+                Ok(())
+            }
+            _ if self.random.one_in(2) => self.go_on(),
             _ => {
                 self.running = None;
                 Ok(())
@@ -333,6 +282,35 @@ impl World {
             let blocks = table.sinkable_blocks();
             self.cache.sink(&namespace, tokens, table, blocks, level);
         }
+    }
+
+    /// A running sequence gives some of what is behind its window.
+    fn trim(&mut self, running: &mut [&mut BlockTable]) {
+        let bytes = (1 + self.random.below(12)) * BLOCK_BYTES as u64;
+        let which = match self.random.one_in(2) {
+            true => Trim::Unbranched,
+            false => Trim::All,
+        };
+        self.cache.trim_running(bytes, which, running);
+    }
+
+    /// The running sequence computes some tokens more.
+    fn go_on(&mut self) -> Result<(), String> {
+        let Some(mut running) = self.running.take() else {
+            return Ok(());
+        };
+        let new = 1 + self.random.below(30);
+        for _ in 0..new {
+            running.tokens.push(self.random.below(1000) as u32);
+        }
+        let (namespace, quality) = (self.namespace(running.talk), quality_of(running.talk));
+        if self.reserve(&mut running.table, new as usize) {
+            compute(&mut running.table, &running.tokens, quality);
+            let (tokens, table) = (&running.tokens, &mut running.table);
+            self.cache.insert(&namespace, tokens, table, self.now_ms);
+            self.running = Some(running);
+        }
+        Ok(())
     }
 
     /// A conversation grows by a few tokens, or begins anew; or an earlier part of it is asked for again, often one
@@ -385,6 +363,12 @@ impl World {
             .insert(&namespace, &tokens, &mut table, self.now_ms);
         if !reads_right(&table, &tokens, quality) {
             return Err(format!("wrong keys or values after talk {talk} was cached"));
+        }
+        if self.random.one_in(4) {
+            self.trim(&mut [&mut table]);
+            if !reads_right(&table, &tokens, quality) {
+                return Err(format!("talk {talk} was trimmed too far"));
+            }
         }
         if self.cache.held(&namespace, &tokens).is_none() {
             return Err(format!(
@@ -619,7 +603,7 @@ impl World {
             self.remote.as_ref(),
             self.disk_limit_bytes,
         );
-        let parts = open(below, &self.budget, self.fingerprint)?;
+        let parts = open(below, &self.budget, (self.fingerprint, self.window))?;
         self.storage = parts.storage;
         self.pool = parts.pool;
         self.disk = parts.disk;
@@ -676,20 +660,6 @@ impl World {
     }
 }
 
-/// Writes the tokens that the table does not hold yet.
-fn compute(table: &mut BlockTable, tokens: &[u32], quality: KvQuality) {
-    let from = table.len_tokens();
-    let mut decoder = Decoder::of(quality);
-    for (t, &token) in tokens.iter().enumerate() {
-        let bytes = decoder.feed(token);
-        if t >= from {
-            let at = t % BLOCK_TOKENS * TOKEN_BYTES;
-            table.block_mut(t / BLOCK_TOKENS)[at..at + TOKEN_BYTES].copy_from_slice(&bytes);
-        }
-    }
-    table.advance(tokens.len() - from);
-}
-
 /// What a process holds.
 struct Parts {
     storage: Arc<FakeStorage>,
@@ -702,7 +672,7 @@ struct Parts {
 fn open(
     (storage, remote, limit_bytes): (Arc<FakeStorage>, Option<&Arc<FakeRemote>>, u64),
     budget: &Budget,
-    fingerprint: Fingerprint,
+    (fingerprint, window): (Fingerprint, Option<Window>),
 ) -> Result<Parts, String> {
     let options = DiskOptions {
         limit_bytes,
@@ -711,7 +681,7 @@ fn open(
     let disk = DiskStore::open(Arc::clone(&storage) as Arc<dyn Storage>, options)
         .map_err(|e| e.to_string())?;
     let disk = Arc::new(disk);
-    let pool = KvPool::new(budget, BLOCK_BYTES, BLOCK_TOKENS);
+    let pool = KvPool::with_window(budget, BLOCK_BYTES, BLOCK_TOKENS, window);
     let remote = remote.map(|store| {
         // No threads: the order of calls must follow from the seed.
         let options = RemoteOptions {
@@ -764,6 +734,7 @@ mod tests {
             total.remote_tokens += report.remote_tokens;
             total.sunk_blocks += report.sunk_blocks;
             total.promoted_blocks += report.promoted_blocks;
+            total.trimmed_blocks += report.trimmed_blocks;
         }
         // The runs did what they are for.
         assert!(
@@ -778,7 +749,10 @@ mod tests {
             total.lost_disks > 20 && total.crashes > 15 && total.remote_tokens > 1_000,
             "{total:?}"
         );
-        assert!(total.promoted_blocks > 30, "{total:?}");
+        assert!(
+            total.promoted_blocks > 30 && total.trimmed_blocks > 300,
+            "{total:?}"
+        );
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use neap_memory::{Block, Level};
 
-use super::{World, quality_of, reads_right};
+use super::decoder::reads_right;
+use super::{World, quality_of};
 
 impl World {
     /// Every law that holds between steps.

@@ -3,7 +3,8 @@
 
 use neap_memory::costs::LinearCost;
 
-use super::{BLOCK_BYTES, TALKS, World, compute, quality_of, reads_right};
+use super::decoder::{compute, reads_right};
+use super::{BLOCK_BYTES, TALKS, World, quality_of};
 use neap_memory::BlockTable;
 
 /// Microseconds per stored byte: a computed block's bytes cost about 5 each.
