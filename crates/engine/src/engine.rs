@@ -7,12 +7,12 @@ mod incoming;
 mod pace;
 mod speed;
 mod weights;
+mod window;
 
 use std::time::Duration;
 
 use neap_memory::cache::{CacheStats, KvCache};
 use neap_memory::governor::Occasion;
-use neap_memory::table::RECENT_TOKENS;
 use neap_memory::{BlockTable, Budget, ChargeKind, Fingerprint, KvPool, KvQuality, Level};
 use neap_model::decoder::{Decoder, LogitsWanted, SequenceChunk};
 use neap_model::tokenizer::Tokenizer;
@@ -209,14 +209,9 @@ impl<D: Decoder> Engine<D> {
     }
 
     fn check_fits(&self, tokens: usize, quality: KvQuality) -> Result<(), AdmissionError> {
-        let block_bytes = self.kv.charged_block_bytes();
-        // What a step writes, and what is kept hot; older blocks sink if they may.
-        let sunk_bytes = self.cache.charged_bytes_at(quality.lowest(false));
-        let hot_tokens = RECENT_TOKENS + self.config.batch_tokens;
-        let hot_blocks = hot_tokens.div_ceil(self.kv.block_tokens()) + 2;
-        let blocks = tokens.div_ceil(self.kv.block_tokens());
-        let sunk_blocks = blocks.saturating_sub(hot_blocks) as u64;
-        let needed_bytes = (blocks as u64 - sunk_blocks) * block_bytes + sunk_blocks * sunk_bytes;
+        let ages = self.ages(quality);
+        let blocks = tokens.div_ceil(self.kv.block_tokens()) as u64;
+        let needed_bytes = window::bytes_of(blocks, &ages);
         let other = self
             .budget
             .charged()
@@ -229,9 +224,7 @@ impl<D: Decoder> Engine<D> {
         if needed_bytes <= free_bytes {
             return Ok(());
         }
-        let fitting_hot = (free_bytes / block_bytes).min(hot_blocks as u64);
-        let fitting_sunk = (free_bytes - fitting_hot * block_bytes) / sunk_bytes;
-        let fitting_tokens = (fitting_hot + fitting_sunk) as usize * self.kv.block_tokens();
+        let fitting_tokens = window::blocks_in(free_bytes, &ages) as usize * self.kv.block_tokens();
         Err(AdmissionError::DoesNotFit {
             tokens,
             needed_bytes,
@@ -420,6 +413,7 @@ impl<D: Decoder> Engine<D> {
             false => self.admissible(),
         };
         let wanted_bytes = schedule::bytes_wanted(&running, &waiting, self.block_size());
+        self.trim(wanted_bytes);
         self.balance_weights(wanted_bytes);
         let short = wanted_bytes.saturating_sub(self.free_bytes_up_to(wanted_bytes));
         let sinkable_bytes = match short {
@@ -446,6 +440,7 @@ impl<D: Decoder> Engine<D> {
             deficit_bytes: self.budget.excess(),
             block_bytes,
             block_tokens,
+            recent_tokens: self.recent_tokens(),
             batch_tokens: self.pace.limit(self.config.batch_tokens),
             max_running: self.config.max_running,
         })
@@ -489,6 +484,7 @@ impl<D: Decoder> Engine<D> {
     fn pay_for_shrink(&mut self) {
         if self.budget.excess() > 0 {
             self.let_incoming_go();
+            self.trim(0);
             let mut lossy = lossy_tables(&mut self.running);
             self.cache.shrink_with(self.now_ms, &mut lossy);
         }

@@ -7,8 +7,6 @@
 //! computed again later. What may sink counts as room from the start: a request is taken in as soon as all
 //! fit, sunk.
 
-use neap_memory::table::RECENT_TOKENS;
-
 /// How much earlier a request counts as come for each step of its priority. As nothing comes before the time that it
 /// counts for, a request that has waited longer than the largest difference of priorities is before all that come.
 pub const PRIORITY_STEP_MS: i64 = 10_000;
@@ -35,7 +33,8 @@ pub struct Candidate {
     pub attach_bytes: u64,
     /// Bytes that preempting the sequence would free, once what may sink has sunk.
     pub freeable_bytes: u64,
-    /// Bytes of an old block of it, once that has sunk as far as its quality allows; those of any block if it may not.
+    /// Bytes of an old block of it, once that has sunk as far as its quality allows and is trimmed where there is a
+    /// sliding window; those of any block if neither may be.
     pub sunk_block_bytes: u64,
 }
 
@@ -56,6 +55,8 @@ pub struct Snapshot<'a> {
     pub block_bytes: u64,
     /// Tokens in a block.
     pub block_tokens: usize,
+    /// Newest tokens of a sequence whose blocks stay as they are written; those before them are old.
+    pub recent_tokens: usize,
     /// Tokens that a step may compute.
     pub batch_tokens: usize,
     /// Sequences that may run at once; each has one row of logits.
@@ -205,7 +206,8 @@ impl<'a> Planner<'a> {
         let total = candidate.computed_tokens + candidate.pending_tokens;
         let new = self.blocks_for(candidate, candidate.pending_tokens) as u64;
         // Of a table of `total` tokens, the blocks `1..old_end` are old.
-        let old_end = total.saturating_sub(RECENT_TOKENS) / self.snapshot.block_tokens;
+        let recent = self.snapshot.recent_tokens;
+        let old_end = total.saturating_sub(recent) / self.snapshot.block_tokens;
         let sinking = match sunk < hot {
             true => old_end.saturating_sub(candidate.held_blocks.max(1)) as u64,
             false => 0,
@@ -214,9 +216,12 @@ impl<'a> Planner<'a> {
         promised.blocks += new;
         promised.bytes += (new - sinking) * hot + sinking * sunk + hot;
         // What was cached sinks like what is computed.
-        let held = candidate.held_blocks as u64;
+        let old_held = candidate.held_blocks.min(old_end) as u64;
+        let new_held = candidate.held_blocks as u64 - old_held;
         promised.bytes += match sunk < hot {
-            true => candidate.attach_bytes.min(held * sunk + hot),
+            true => candidate
+                .attach_bytes
+                .min(old_held * sunk + (new_held + 1) * hot),
             false => candidate.attach_bytes,
         };
         let gain = hot.saturating_sub(sunk);
@@ -392,6 +397,7 @@ mod tests {
             deficit_bytes: 0,
             block_bytes: BLOCK,
             block_tokens: 32,
+            recent_tokens: 128,
             batch_tokens: 100,
             max_running: 8,
         }

@@ -170,13 +170,18 @@ impl Sequence {
             held_blocks: blocks.len() - usize::from(copied),
             attach_bytes: 0,
             freeable_bytes: own.map(once_sunk).sum::<u64>() + incoming_bytes,
-            sunk_block_bytes: sunk_bytes,
+            sunk_block_bytes: self.old_block_bytes(cache),
         }
     }
 
     /// Bytes of one of its old blocks, once that has sunk as far as the quality allows while the sequence runs.
     fn sunk_block_bytes(&self, cache: &KvCache) -> u64 {
         cache.charged_bytes_at(self.quality().lowest(false))
+    }
+
+    /// The same once it is trimmed besides, where there is a window.
+    fn old_block_bytes(&self, cache: &KvCache) -> u64 {
+        cache.charged_head_bytes_at(self.quality().lowest(false))
     }
 
     /// Bytes that there would be room for if its old blocks sank; its part of those that it shares.
@@ -220,7 +225,7 @@ impl Sequence {
             held_blocks: hit.tokens / self.table.block_tokens(),
             attach_bytes: hit.attach_bytes,
             freeable_bytes: 0,
-            sunk_block_bytes: self.sunk_block_bytes(cache),
+            sunk_block_bytes: self.old_block_bytes(cache),
         }
     }
 

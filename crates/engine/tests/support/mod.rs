@@ -9,12 +9,14 @@ use std::collections::HashMap;
 use neap_engine::{Engine, EngineConfig, Event, FinishReason, Request, RequestId, Usage};
 use neap_memory::cache::{CacheOptions, KvCache};
 use neap_memory::table::BlockView;
-use neap_memory::{Budget, Charge, ChargeKind, KvPool, Level};
+use neap_memory::{Budget, Charge, ChargeKind, KvPool, Level, Window};
 use neap_model::decoder::{Decoder, DecoderLimits, SequenceChunk, StepError};
 
 pub const BLOCK_TOKENS: usize = 4;
 /// Whole pages, so that a block is charged what it holds, and so are halves and quarters.
 pub const BLOCK_BYTES: usize = 65_536;
+/// What is left of a trimmed block.
+pub const HEAD_BYTES: usize = BLOCK_BYTES / 8;
 pub const VOCAB: usize = 97;
 pub const CONTEXT: usize = 240;
 /// Weights come in pieces of two blocks' bytes, one of which can never be let go of.
@@ -27,6 +29,8 @@ pub struct FakeDecoder {
     pub fail_at: Option<u32>,
     pub context_tokens: usize,
     weights: Option<FakeWeights>,
+    /// What it reads of tokens outside of the window is the first byte of their slot alone; of others, the tail besides.
+    window: Option<Window>,
 }
 
 struct FakeWeights {
@@ -46,6 +50,18 @@ impl FakeDecoder {
             fail_at: None,
             context_tokens: CONTEXT,
             weights: None,
+            window: None,
+        }
+    }
+
+    /// With layers that see only so many tokens, whose keys and values take five sixths of a block's bytes or so.
+    pub fn with_window(tokens: usize) -> Self {
+        Self {
+            window: Some(Window {
+                tokens,
+                head_bytes: HEAD_BYTES,
+            }),
+            ..Self::new()
         }
     }
 
@@ -66,6 +82,11 @@ fn next_token(tokens: impl Iterator<Item = u32>) -> u32 {
         (h ^ u64::from(t)).wrapping_mul(0x100_0000_01b3)
     });
     (hash >> 33) as u32 % VOCAB as u32
+}
+
+/// What layers with a window keep of the token in a slot of a hot block.
+fn read_tail(view: BlockView<'_>, slot: usize) -> u32 {
+    u32::from(view.bytes[HEAD_BYTES + slot])
 }
 
 /// The token in a slot: its byte is one that every level keeps.
@@ -104,12 +125,21 @@ impl Decoder for FakeDecoder {
                     });
                 }
                 let (block, slot) = ((start + i) / BLOCK_TOKENS, (start + i) % BLOCK_TOKENS);
-                chunk.table.block_mut(block)[slot * 4] = token as u8;
+                let bytes = chunk.table.block_mut(block);
+                (bytes[slot * 4], bytes[HEAD_BYTES + slot]) = (token as u8, token as u8);
             }
             let end = start + chunk.tokens.len();
-            let tokens =
-                (0..end).map(|t| read(chunk.table.view(t / BLOCK_TOKENS), t % BLOCK_TOKENS));
+            let table = &*chunk.table;
+            let tokens = (0..end).map(|t| read(table.view(t / BLOCK_TOKENS), t % BLOCK_TOKENS));
             let next = next_token(tokens);
+            if let Some(window) = self.window {
+                // The first of the chunk sees farthest back.
+                let seen = (start + 1).saturating_sub(window.tokens)..end;
+                for t in seen {
+                    let (view, slot) = (table.view(t / BLOCK_TOKENS), t % BLOCK_TOKENS);
+                    assert_eq!(read_tail(view, slot), read(view, slot), "token {t}");
+                }
+            }
             for _ in 0..chunk.logits.rows(chunk.tokens.len()) {
                 let first = self.logits.len();
                 self.logits.resize(first + VOCAB, 0.0);
@@ -174,7 +204,7 @@ pub fn engine_within(
     options: CacheOptions,
     config: EngineConfig,
 ) -> Engine<FakeDecoder> {
-    let kv = KvPool::new(budget, BLOCK_BYTES, BLOCK_TOKENS);
+    let kv = KvPool::with_window(budget, BLOCK_BYTES, BLOCK_TOKENS, decoder.window);
     let cache = KvCache::new(&kv, options).unwrap();
     let engine = Engine::new(decoder, None, cache, config);
     give_blocks(&engine, blocks);
