@@ -24,16 +24,15 @@ fn bad(offset: usize, reason: &'static str) -> RansError {
     RansError { offset, reason }
 }
 
-/// What a vector may need of a stream from `at` on, zeros where it has ended.
+/// What a vector may need of a stream from `at` on, zeros where it has ended: then in `filled`. By reference, since bytes
+/// that are moved are stored before they are loaded, and the vector waits for both.
 #[inline(always)]
-fn ahead<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    let rest = bytes.get(at..).unwrap_or_default();
-    match rest.first_chunk() {
-        Some(whole) => *whole,
-        None => {
-            let mut filled = [0; N];
-            filled[..rest.len()].copy_from_slice(rest);
-            filled
-        }
+fn ahead<'a, const N: usize>(bytes: &'a [u8], at: usize, filled: &'a mut [u8; N]) -> &'a [u8; N] {
+    if let Some(whole) = bytes.get(at..at + N).and_then(<[u8]>::first_chunk) {
+        return whole;
     }
+    let rest = bytes.get(at..).unwrap_or_default();
+    *filled = [0; N];
+    filled[..rest.len()].copy_from_slice(rest);
+    filled
 }

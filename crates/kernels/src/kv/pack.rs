@@ -21,6 +21,12 @@
 //!            value scales    of each group, in the tile's order, likewise
 //!            value offsets   likewise
 //! ```
+//!
+//! Where unpacking's time goes, of the blocks of a small model (4 tiles of 64 channels, AVX-512; sampled): half to the
+//! states of the rows, 10 ns a row, each of which waits for the one before; over a quarter to the bytes beside them, whose
+//! four states wait likewise; a twentieth to putting the codes into their order. A second stream of rows would wait at the
+//! same time as the first, but takes 64 bytes of states, 0.03 bits a value of such a block. Models by a distribution that is
+//! part of the format, rather than by a table in the block, would save at most 68 bytes there (fitted to the same blocks).
 
 use super::quantized::{Parts, QUAD};
 use super::{BLOCK_TOKENS, KvFormat, KvLayout};

@@ -28,6 +28,9 @@ const LOW: u32 = 1 << 16;
 /// Values that are listed rather than marked.
 const LISTED: usize = 32;
 
+/// Of [`Width::Narrow`].
+const NARROW_LANES: usize = 4;
+const NARROW_SCALE_BITS: u32 = 10;
 /// Of [`Width::Wide`], which registers are filled by.
 const WIDE_LANES: usize = 64;
 const WIDE_SCALE_BITS: u32 = 12;
@@ -51,14 +54,14 @@ impl Width {
 
     fn lanes(self) -> usize {
         match self {
-            Self::Narrow => 4,
+            Self::Narrow => NARROW_LANES,
             Self::Wide => WIDE_LANES,
         }
     }
 
     fn scale_bits(self) -> u32 {
         match self {
-            Self::Narrow => 10,
+            Self::Narrow => NARROW_SCALE_BITS,
             Self::Wide => WIDE_SCALE_BITS,
         }
     }
@@ -278,13 +281,23 @@ fn encode_part(
     Some(at)
 }
 
-/// What a state's low bits say: the value, its frequency in the next twelve bits, and how far into its range they are.
+/// What a state's low bits say: the value, in the next twelve bits the first slot of its range, and above its frequency,
+/// which is waited for and so costs one shift only.
 type Entry = u32;
 
-/// A part's table.
-enum Table {
-    Constant(u8),
-    Slots(Vec<Entry>),
+/// Slots that are filled at once. A table has as many behind its end.
+const FILL: usize = 16;
+
+/// Gives each value its slots. `values` are those of a table, in order.
+fn fill(values: &[Entry], slots: &mut [Entry]) {
+    for &value in values {
+        let first = (value >> 8 & 0xFFF) as usize;
+        let end = first + (value >> 20) as usize;
+        // What is too much the next value is written over.
+        for first in (first..end).step_by(FILL) {
+            slots[first..first + FILL].fill(value);
+        }
+    }
 }
 
 /// Reads a stream's tables.
@@ -308,48 +321,55 @@ impl<'a> Reader<'a> {
         Ok(self.take(1)?[0])
     }
 
-    /// The values that occur, ascending.
-    fn values(&mut self) -> Result<Vec<u8>, RansError> {
+    /// The values that occur, ascending, at the start of `values`; how many.
+    fn values(&mut self, values: &mut [u8; 256]) -> Result<usize, RansError> {
         let at = self.at;
+        let wrong = bad(at, "the values of a table are not what it says");
         let count = usize::from(self.byte()?) + 1;
-        let values = if count <= LISTED {
-            self.take(count)?.to_vec()
-        } else {
-            let marks = self.take(32)?;
-            let is_marked = |&v: &u8| marks[usize::from(v / 8)] >> (v % 8) & 1 == 1;
-            (0..=255).filter(is_marked).collect()
-        };
-        if values.len() != count || values.windows(2).any(|pair| pair[0] >= pair[1]) {
-            return Err(bad(at, "the values of a table are not what it says"));
+        if count <= LISTED {
+            values[..count].copy_from_slice(self.take(count)?);
+            let is_ascending = values[..count].windows(2).all(|pair| pair[0] < pair[1]);
+            return is_ascending.then_some(count).ok_or(wrong);
         }
-        Ok(values)
+        let mut found = 0;
+        for (i, &eight) in self.take(32)?.iter().enumerate() {
+            let mut marks = eight;
+            while marks != 0 {
+                values[found] = 8 * i as u8 + marks.trailing_zeros() as u8;
+                found += 1;
+                marks &= marks - 1;
+            }
+        }
+        (found == count).then_some(count).ok_or(wrong)
     }
 
-    fn table(&mut self, scale_bits: u32) -> Result<Table, RansError> {
-        let values = self.values()?;
-        if let [value] = values[..] {
-            return Ok(Table::Constant(value));
+    /// Appends the values of a table; of one alone the frequency is zero.
+    fn table(&mut self, scale_bits: u32, table: &mut Vec<Entry>) -> Result<(), RansError> {
+        let mut values = [0; 256];
+        let count = self.values(&mut values)?;
+        if count == 1 {
+            table.push(Entry::from(values[0]));
+            return Ok(());
         }
         let slots = 1 << scale_bits;
-        let mut entries = Vec::with_capacity(slots);
-        for value in values {
+        let mut start = 0;
+        for &value in &values[..count] {
             let at = self.at;
-            let first = usize::from(self.byte()?);
+            let first = u32::from(self.byte()?);
             let less_one = match first {
                 0..128 => first,
-                _ => (first - 128) << 8 | usize::from(self.byte()?),
+                _ => (first - 128) << 8 | u32::from(self.byte()?),
             };
-            if entries.len() + less_one >= slots {
+            if start + less_one >= slots {
                 return Err(bad(at, "the frequencies sum to too much"));
             }
-            let frequency = less_one as u32 + 1;
-            let of_bias = |bias: u32| bias << 20 | frequency << 8 | u32::from(value);
-            entries.extend((0..frequency).map(of_bias));
+            table.push((less_one + 1) << 20 | start << 8 | u32::from(value));
+            start += less_one + 1;
         }
-        if entries.len() != slots {
+        if start != slots {
             return Err(bad(self.at, "the frequencies sum to too little"));
         }
-        Ok(Table::Slots(entries))
+        Ok(())
     }
 }
 
@@ -372,10 +392,13 @@ pub fn decode(isa: Isa, bytes: &[u8], parts: &mut [&mut [u8]]) -> Result<(), Ran
         1 => Width::Wide,
         _ => return Err(bad(0, "unknown number of states")),
     };
-    let tables: Vec<Table> = parts
-        .iter()
-        .map(|_| reader.table(width.scale_bits()))
-        .collect::<Result<_, _>>()?;
+    // All values, and where those of each part end.
+    let mut values = Vec::with_capacity(LISTED * parts.len());
+    let mut ends = Vec::with_capacity(parts.len());
+    for _ in &*parts {
+        reader.table(width.scale_bits(), &mut values)?;
+        ends.push(values.len());
+    }
     let at = reader.at;
     let states = reader.take(4 * width.lanes())?.as_chunks::<4>().0;
     let mut stream = Stream {
@@ -387,11 +410,18 @@ pub fn decode(isa: Isa, bytes: &[u8], parts: &mut [&mut [u8]]) -> Result<(), Ran
     if stream.states.iter().any(|&state| state < LOW) {
         return Err(bad(at, "a state is out of range"));
     }
-    for (part, table) in parts.iter_mut().zip(&tables) {
-        match table {
-            Table::Constant(value) => part.fill(*value),
-            Table::Slots(entries) => stream.decode(isa, entries, part),
+    // One table for all parts, so that it stays in the nearest cache.
+    let mut slots = vec![0; (1 << width.scale_bits()) + FILL];
+    let mut first = 0;
+    for (part, end) in parts.iter_mut().zip(ends) {
+        match &values[first..end] {
+            [value] => part.fill(*value as u8),
+            values => {
+                fill(values, &mut slots);
+                stream.decode(isa, &slots, part);
+            }
         }
+        first = end;
         if stream.at > bytes.len() {
             return Err(bad(bytes.len(), "the stream is cut off"));
         }
@@ -404,39 +434,50 @@ pub fn decode(isa: Isa, bytes: &[u8], parts: &mut [&mut [u8]]) -> Result<(), Ran
 
 impl Stream<'_> {
     /// Reads zeros behind the end, and counts them.
-    fn decode(&mut self, isa: Isa, entries: &[Entry], part: &mut [u8]) {
+    fn decode(&mut self, isa: Isa, slots: &[Entry], part: &mut [u8]) {
+        if isa == Isa::Scalar {
+            return self.decode_plain(slots, part);
+        }
         #[cfg(target_arch = "x86_64")]
         if isa.includes_avx2()
-            && let (Ok(states), Some(table)) =
-                (self.states.as_mut_slice().try_into(), entries.first_chunk())
+            && let (Ok(states), Some(slots)) =
+                (self.states.as_mut_slice().try_into(), slots.first_chunk())
         {
             let (whole, rest) = part.as_chunks_mut();
             let stream = (self.bytes, self.at);
             self.at = if matches!(isa, Isa::Avx512 | Isa::Avx512Vnni) {
                 // SAFETY: the machine has AVX-512 F, BW and VL.
-                unsafe { avx512::decode(table, stream, states, whole) }
+                unsafe { avx512::decode(slots, stream, states, whole) }
             } else {
                 // SAFETY: the machine has AVX2.
-                unsafe { avx2::decode(table, stream, states, whole) }
+                unsafe { avx2::decode(slots, stream, states, whole) }
             };
-            self.decode_plain(entries, rest);
-            return;
+            return self.decode_plain(slots, rest);
         }
-        let _ = isa;
-        self.decode_plain(entries, part);
+        let part = match (self.states.as_mut_slice().try_into(), slots.first_chunk()) {
+            (Ok(states), Some(slots)) => {
+                let (whole, rest) = part.as_chunks_mut();
+                self.at = decode_four(slots, (self.bytes, self.at), states, whole);
+                rest
+            }
+            _ => part,
+        };
+        self.decode_plain(slots, part);
     }
 
     /// The reference.
-    fn decode_plain(&mut self, entries: &[Entry], part: &mut [u8]) {
+    fn decode_plain(&mut self, slots: &[Entry], part: &mut [u8]) {
         let lanes = self.states.len();
         for group in part.chunks_mut(lanes) {
             for (byte, state) in group.iter_mut().zip(&mut self.states) {
-                let entry = entries[*state as usize & ((1 << self.scale_bits) - 1)];
+                let slot = *state & ((1 << self.scale_bits) - 1);
+                let entry = slots[slot as usize];
                 *byte = entry as u8;
                 // At most 2^32 - 1: a frequency is below the number of slots, or its part is constant.
-                *state = (entry >> 8 & 0xFFF) * (*state >> self.scale_bits) + (entry >> 20);
+                *state =
+                    (entry >> 20) * (*state >> self.scale_bits) + (slot - (entry >> 8 & 0xFFF));
                 // Without a branch, which would often be guessed wrongly.
-                let word: [u8; 2] = ahead(self.bytes, self.at);
+                let word = *ahead(self.bytes, self.at, &mut [0; 2]);
                 let refilled = *state << 16 | u32::from(u16::from_le_bytes(word));
                 let is_small = *state < LOW;
                 *state = if is_small { refilled } else { *state };
@@ -444,4 +485,35 @@ impl Stream<'_> {
             }
         }
     }
+}
+
+/// [`Stream::decode_plain`] of whole groups of four states, which do not wait for the words of each other: all are read at
+/// once. Where the stream is read next.
+fn decode_four(
+    slots: &[Entry; 1 << NARROW_SCALE_BITS],
+    (bytes, mut at): (&[u8], usize),
+    states: &mut [u32; NARROW_LANES],
+    groups: &mut [[u8; NARROW_LANES]],
+) -> usize {
+    // In 64 bits, for which compilers find no vectors: four lanes of one would wait for being put together.
+    let [mut a, mut b, mut c, mut d] = states.map(u64::from);
+    let mut filled = [0; 2 * NARROW_LANES];
+    for group in groups {
+        let words = u64::from_le_bytes(*ahead(bytes, at, &mut filled));
+        let mut bits = 0;
+        for (state, byte) in [&mut a, &mut b, &mut c, &mut d].into_iter().zip(group) {
+            let slot = *state & ((1 << NARROW_SCALE_BITS) - 1);
+            let entry = u64::from(slots[slot as usize]);
+            *byte = entry as u8;
+            let grown = (entry >> 20) * (*state >> NARROW_SCALE_BITS);
+            let next = grown + (slot - (entry >> 8 & 0xFFF));
+            let refilled = next << 16 | (words >> bits & 0xFFFF);
+            let is_small = next < u64::from(LOW);
+            *state = if is_small { refilled } else { next };
+            bits += 16 * u32::from(is_small);
+        }
+        at += (bits / 8) as usize;
+    }
+    *states = [a, b, c, d].map(|state| state as u32);
+    at
 }

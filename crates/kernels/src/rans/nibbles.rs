@@ -180,7 +180,8 @@ impl<'a> Decoder<'a> {
     /// If there are not as many models as rows.
     pub fn decode(&mut self, chosen: &[u8], rows: &mut [Row]) -> Result<(), RansError> {
         assert_eq!(rows.len(), chosen.len(), "a model for each row");
-        if chosen.iter().any(|&model| usize::from(model) >= MODELS) {
+        let largest = chosen.iter().fold(0, |largest, &model| model.max(largest));
+        if usize::from(largest) >= MODELS {
             return Err(bad(self.at, "a row has a model that does not exist"));
         }
         #[cfg(target_arch = "x86_64")]

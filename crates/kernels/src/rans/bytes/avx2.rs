@@ -127,11 +127,12 @@ pub(super) unsafe fn decode(
     groups: &mut [[u8; LANES]],
 ) -> usize {
     let mut registers = load(states);
+    let mut filled = [0; 2 * STEP];
     for group in groups {
         let out = group.as_chunks_mut::<STEP>().0;
         for i in 0..LANES / STEP {
-            let ahead: [u8; 2 * STEP] = ahead(bytes, at);
-            at += 2 * decode_step(entries, &ahead, &mut registers[i], &mut out[i]);
+            let ahead = ahead(bytes, at, &mut filled);
+            at += 2 * decode_step(entries, ahead, &mut registers[i], &mut out[i]);
         }
     }
     store(&registers, states);
@@ -156,12 +157,13 @@ fn decode_step(
         _mm256_extracti128_si256::<1>(symbols),
     );
     *out = _mm_cvtsi128_si64(_mm_packus_epi16(symbols, symbols)).to_le_bytes();
-    let frequencies = _mm256_and_si256(_mm256_srli_epi32::<8>(found), _mm256_set1_epi32(0xFFF));
     let grown = _mm256_mullo_epi32(
-        frequencies,
+        _mm256_srli_epi32::<20>(found),
         _mm256_srli_epi32::<{ SCALE_BITS as i32 }>(*states),
     );
-    let next = _mm256_add_epi32(grown, _mm256_srli_epi32::<20>(found));
+    let starts = _mm256_and_si256(_mm256_srli_epi32::<8>(found), _mm256_set1_epi32(0xFFF));
+    let rest = _mm256_sub_epi32(slots, starts);
+    let next = _mm256_add_epi32(grown, rest);
     let high = _mm256_srli_epi32::<{ LOW.trailing_zeros() as i32 }>(next);
     let is_small = _mm256_cmpeq_epi32(high, _mm256_setzero_si256());
     let set = _mm256_movemask_ps(_mm256_castsi256_ps(is_small)) as u8;

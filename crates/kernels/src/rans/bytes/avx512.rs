@@ -27,6 +27,7 @@ pub(super) unsafe fn decode(
         // SAFETY: these are sixteen numbers of 32 bits.
         *register = unsafe { _mm512_loadu_si512(states.as_ptr().cast()) };
     }
+    let mut filled = [0; 2 * STEP];
     for group in groups {
         let out = group.as_chunks_mut::<STEP>().0;
         for (register, out) in registers.iter_mut().zip(out) {
@@ -35,11 +36,13 @@ pub(super) unsafe fn decode(
             let found = unsafe { _mm512_i32gather_epi32::<4>(slots, entries.as_ptr().cast()) };
             // SAFETY: these are sixteen bytes.
             unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(found)) };
-            let frequency = _mm512_and_si512(_mm512_srli_epi32::<8>(found), twelve);
+            let frequency = _mm512_srli_epi32::<20>(found);
             let grown = _mm512_mullo_epi32(frequency, _mm512_srli_epi32::<SCALE_BITS>(*register));
-            let next = _mm512_add_epi32(grown, _mm512_srli_epi32::<20>(found));
+            let start = _mm512_and_si512(_mm512_srli_epi32::<8>(found), twelve);
+            let rest = _mm512_sub_epi32(slots, start);
+            let next = _mm512_add_epi32(grown, rest);
             let is_small = _mm512_cmplt_epu32_mask(next, low);
-            let words: [u8; 2 * STEP] = ahead(bytes, at);
+            let words = ahead(bytes, at, &mut filled);
             // SAFETY: these are 32 bytes.
             let words = unsafe { _mm256_loadu_si256(words.as_ptr().cast()) };
             let refill = _mm512_maskz_expand_epi32(is_small, _mm512_cvtepu16_epi32(words));

@@ -202,14 +202,8 @@ fn find(starts: __m256i, slots: __m256i) -> __m256i {
 #[target_feature(enable = "avx2")]
 #[inline]
 fn read_ahead(set: u32, bytes: &[u8], at: usize) -> __m256i {
-    let filled;
-    let ahead: &[u8; LANES] = match bytes.get(at..).and_then(|rest| rest.first_chunk()) {
-        Some(whole) => whole,
-        None => {
-            filled = ahead(bytes, at);
-            &filled
-        }
-    };
+    let mut filled = [0; LANES];
+    let ahead = ahead(bytes, at, &mut filled);
     let (mut first, mut groups) = (0, [_mm_setzero_si128(); 4]);
     for (i, group) in groups.iter_mut().enumerate() {
         let set = set.to_le_bytes()[i];

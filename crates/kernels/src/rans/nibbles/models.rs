@@ -114,8 +114,6 @@ fn power(base: u64, exponent: u32) -> u64 {
 pub(super) struct Model {
     /// The symbol of each slot.
     pub(super) slots: [u8; SCALE as usize],
-    /// Frequency and start of each symbol.
-    pub(super) ranges: [[u8; 2]; SYMBOLS],
     pub(super) frequencies: [u8; SYMBOLS],
     /// Sums of the frequencies before.
     pub(super) starts: [u8; SYMBOLS],
@@ -127,7 +125,6 @@ impl Model {
     fn new(frequencies: [u8; SYMBOLS]) -> Self {
         let mut model = Self {
             slots: [0; SCALE as usize],
-            ranges: [[0; 2]; SYMBOLS],
             frequencies,
             starts: [0; SYMBOLS],
             reciprocals: [0, 1].map(|byte| {
@@ -138,7 +135,6 @@ impl Model {
         let mut start = 0;
         for (symbol, &frequency) in frequencies.iter().enumerate() {
             model.starts[symbol] = start as u8;
-            model.ranges[symbol] = [frequency, start as u8];
             let end = start + usize::from(frequency);
             model.slots[start..end].fill(symbol as u8);
             start = end;
