@@ -13,6 +13,9 @@ use crate::failure::Failure;
 
 /// Decisions and changes that are printed, the latest.
 const EVENTS_SHOWN: usize = 5;
+/// How often, and how many times at most, `set` looks whether the server is within its new budget: two seconds.
+const POLL: Duration = Duration::from_millis(100);
+const MOST_POLLS: usize = 20;
 
 pub fn run(command: &MemoryCommand) -> Result<(), Failure> {
     match command {
@@ -54,34 +57,93 @@ fn show(args: &MemoryShowArgs) -> Result<(), Failure> {
 fn set(args: &MemorySetArgs) -> Result<(), Failure> {
     let client = Client::new(&args.server.url, args.server.admin_key.as_deref())?;
     let memory = client.put("/memory/budget", &json!({ "bytes": args.budget }))?;
+    let memory = settled(memory, |before| {
+        if io::stderr().is_terminal() {
+            let (limit, charged) = limit_and_charged(before);
+            eprint!("\r\x1b[Kneap: {} of {}", size(charged), size(limit));
+        }
+        std::thread::sleep(POLL);
+        client.get("/memory")
+    })?;
+    if io::stderr().is_terminal() {
+        eprint!("\r\x1b[K");
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&memory)?);
         return Ok(());
     }
-    let budget = &memory["budget"];
-    let (limit, charged) = (
-        number(budget, "limit_bytes"),
-        number(budget, "charged_bytes"),
-    );
+    let (limit, charged) = limit_and_charged(&memory);
     println!(
         "the budget is {}, {} of it charged",
         size(limit),
         size(charged)
     );
-    if limit != args.budget {
-        let reason = memory["limit_changes"][0]["reason"].as_str();
-        eprintln!(
-            "neap: asked for {}: {}; the server takes it as soon as it can",
-            size(args.budget),
-            reason.unwrap_or("the system leaves less")
-        );
-    } else if charged > limit {
-        eprintln!(
-            "neap: {} are still held by what runs, and are given back as it goes on",
-            size(charged - limit)
-        );
+    for line in remarks(args.budget, &memory) {
+        eprintln!("neap: {line}");
     }
     Ok(())
+}
+
+/// The memory once it is within its budget, or as it is after [`MOST_POLLS`]: a shrink begins with the server's next
+/// step. `next` waits a little and looks again.
+fn settled(
+    mut memory: Value,
+    mut next: impl FnMut(&Value) -> Result<Value, Failure>,
+) -> Result<Value, Failure> {
+    for _ in 0..MOST_POLLS {
+        let (limit, charged) = limit_and_charged(&memory);
+        if charged <= limit {
+            break;
+        }
+        memory = next(&memory)?;
+    }
+    Ok(memory)
+}
+
+fn limit_and_charged(memory: &Value) -> (u64, u64) {
+    let budget = &memory["budget"];
+    (
+        number(budget, "limit_bytes"),
+        number(budget, "charged_bytes"),
+    )
+}
+
+/// What is not as it was asked for, and why.
+fn remarks(asked: u64, memory: &Value) -> Vec<String> {
+    let (limit, charged) = limit_and_charged(memory);
+    let mut lines = Vec::new();
+    if limit != asked {
+        let reason = memory["limit_changes"][0]["reason"].as_str();
+        lines.push(format!(
+            "asked for {}: {}; the server takes it as soon as it can",
+            size(asked),
+            reason.unwrap_or("the system leaves less")
+        ));
+    }
+    if charged > limit {
+        let kinds = memory["budget"]["by_kind"].as_object();
+        let mut held: Vec<(u64, &str)> = kinds
+            .into_iter()
+            .flatten()
+            .filter_map(|(kind, bytes)| Some((bytes.as_u64().filter(|&b| b > 0)?, kind.as_str())))
+            .collect();
+        held.sort_unstable_by(|a, b| b.cmp(a));
+        let held: Vec<String> = held
+            .iter()
+            .map(|(bytes, kind)| format!("{kind} {}", size(*bytes)))
+            .collect();
+        let (running, waiting) = (
+            number(&memory["engine"], "running"),
+            number(&memory["engine"], "waiting"),
+        );
+        lines.push(format!(
+            "{} above the budget are still held ({}), with {running} requests running and {waiting} waiting; they are \
+             given back as these go on",
+            size(charged - limit),
+            held.join(", "),
+        ));
+    }
+    lines
 }
 
 fn number(value: &Value, field: &str) -> u64 {
@@ -255,6 +317,41 @@ mod tests {
             !table.contains("failed") && !table.contains("\n  io "),
             "{table}"
         );
+    }
+
+    fn held(charged: u64) -> Value {
+        json!({
+            "budget": {"limit_bytes": 1 << 30, "charged_bytes": charged,
+                "by_kind": {"weights": 1 << 29, "kv": charged - (1 << 29), "io": 0}},
+            "engine": {"running": 2, "waiting": 1},
+        })
+    }
+
+    #[test]
+    fn a_shrink_is_waited_for_and_what_is_left_is_told() {
+        let asked = 1 << 30;
+        let mut to_come = [3_u64 << 29, asked].into_iter();
+        let memory = settled(held(2 << 30), |_| Ok(held(to_come.next().unwrap()))).unwrap();
+        assert_eq!(limit_and_charged(&memory), (asked, asked));
+        assert_eq!(remarks(asked, &memory), Vec::<String>::new());
+
+        let mut polls = 0;
+        let memory = settled(held(2 << 30), |before| {
+            polls += 1;
+            Ok(before.clone())
+        });
+        assert_eq!(polls, MOST_POLLS);
+        assert_eq!(
+            remarks(asked, &memory.unwrap()),
+            [
+                "1.0 GiB above the budget are still held (kv 1.5 GiB, weights 512.0 MiB), with 2 requests running and 1 \
+              waiting; they are given back as these go on"
+            ]
+        );
+        let less = remarks(2 * asked, &held(asked));
+        assert!(less[0].contains("the system leaves less"), "{less:?}");
+        let gone = settled(held(2 << 30), |_| Err(Failure::new("gone")));
+        assert!(gone.is_err());
     }
 
     #[test]
