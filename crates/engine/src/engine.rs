@@ -153,6 +153,13 @@ impl<D: Decoder> Engine<D> {
         self.check(&request)?;
         let adapter = self.adapter_of(&request)?;
         let namespace = self.namespace_of(&request)?;
+        if let Some(grammar) = &request.grammar {
+            let paid = grammar.pay(&self.budget, room_in(&mut self.cache, self.now_ms));
+            paid.map_err(|why| AdmissionError::GrammarDoesNotFit {
+                needed_bytes: why.needed,
+                available_bytes: why.available,
+            })?;
+        }
         let id = RequestId(self.next_id);
         self.next_id += 1;
         // What only the disk level knows, from before a restart, is forecast from now on.
@@ -685,9 +692,12 @@ impl<D: Decoder> Engine<D> {
                     let row = rows
                         .next()
                         .expect("one row of logits for each sequence that wants one");
-                    if let Some(reason) = self.running[index].next_token(row, &limits, events) {
-                        finished.push((index, reason));
-                    }
+                    let sequence = &mut self.running[index];
+                    let reason = sequence.next_token(row, &limits, events);
+                    let make_room = room_in(&mut self.cache, self.now_ms);
+                    let reason =
+                        reason.or_else(|| sequence.pay_for_grammar(&self.budget, make_room));
+                    finished.extend(reason.map(|reason| (index, reason)));
                 }
             }
             Err(why) => {
@@ -705,6 +715,13 @@ impl<D: Decoder> Engine<D> {
             sequence.leave_to(&mut self.cache, self.now_ms);
             events.push(sequence.finished(reason));
         }
+    }
+}
+
+/// Has cached blocks give way for what is not a block.
+fn room_in(cache: &mut KvCache, now_ms: u64) -> impl FnMut(u64) + '_ {
+    move |bytes| {
+        cache.free(bytes, Occasion::Admission, now_ms);
     }
 }
 

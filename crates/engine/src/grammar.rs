@@ -3,19 +3,32 @@
 //! A thin layer over `llguidance` (an Earley parser over a lexer of regular-expression derivatives) that bounds what a
 //! grammar from a stranger may take: its size, its states, and the work for one token. Nothing here reads files; a
 //! schema that refers to another document is refused.
+//!
+//! The bytes of a grammar grow while it is followed. They are charged where the engine takes the request in and after each
+//! token ([`Grammar::pay`]), by the lexer's own count of its tables, with a margin for what the next token may add.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
-use llguidance::{Matcher, ParserFactory};
+use llguidance::{Matcher, ParserFactory, TokenParser};
+use neap_memory::{Budget, Charge, ChargeKind, OverBudget};
 use neap_model::tokenizer::Tokenizer;
 
 /// Bytes of a grammar's text at most.
 pub const MAX_GRAMMAR_BYTES: usize = 256 << 10;
 /// States of a grammar's lexer at most, of one to two kB each.
 const MAX_LEXER_STATES: usize = 20_000;
+/// What a token may add, and what a parser takes besides its lexer. By the ignored test `measure_bytes` a small grammar
+/// takes 0.3 MiB more than its lexer counts, and one of thousands of states 0.6 times what it counts.
+const MARGIN_BYTES: u64 = 512 << 10;
+/// Charges grow by so much at a time.
+const CHARGE_STEP_BYTES: u64 = 128 << 10;
+/// The prefix tree of a vocabulary is held whole, and once more in parts by what they consist of; and half as much again.
+const TREES: u64 = 3;
+/// Bytes of a node of it.
+const NODE_BYTES: u64 = 8;
 /// What a token that has no text of its own begins with, so that no text matches it.
 const SPECIAL_MARK: u8 = 0xff;
 /// Bytes of a token at most: `llguidance` keeps lengths in 16 bits, and no sensible token is longer.
@@ -41,6 +54,40 @@ pub enum GrammarError {
 /// Makes grammars for one vocabulary.
 pub struct Grammars {
     factory: ParserFactory,
+    tree: Arc<Paid>,
+}
+
+/// What several share and the first to be followed pays for, or each in turn as it grows.
+#[derive(Debug, Default)]
+struct Paid {
+    /// Bytes to be charged at least.
+    bytes: u64,
+    charge: Mutex<Option<Charge>>,
+}
+
+impl Paid {
+    /// Charges `bytes`, if less is charged; `make_room` is asked for what the budget lacks.
+    fn pay(
+        &self,
+        bytes: u64,
+        budget: &Budget,
+        make_room: &mut dyn FnMut(u64),
+    ) -> Result<(), OverBudget> {
+        let mut charge = self.charge.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = charge.as_ref().map_or(0, Charge::bytes);
+        if held >= bytes {
+            return Ok(());
+        }
+        let missing = (bytes - held).saturating_sub(budget.available());
+        if missing > 0 {
+            make_room(missing);
+        }
+        match &mut *charge {
+            Some(charge) => drop(charge.resize(bytes)?),
+            None => *charge = Some(budget.try_charge(ChargeKind::Scratch, bytes)?),
+        }
+        Ok(())
+    }
 }
 
 impl Grammars {
@@ -61,6 +108,8 @@ impl Grammars {
             .collect();
         let info = TokRxInfo::new(words.len() as u32, first_end);
         let trie = TokTrie::from(&info, &words).with_eos_tokens(ends);
+        let text_bytes: usize = words.iter().map(|word| word.len() + 8).sum();
+        let tree_bytes = trie.root().subtree_size() as u64 * NODE_BYTES + text_bytes as u64;
         // Without forced tokens it needs no tokenizer of its own.
         let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let mut factory = ParserFactory::new_simple(&env).map_err(|why| refused(&why))?;
@@ -70,7 +119,11 @@ impl Grammars {
             verbose_errors: false,
             ..ParserLimits::default()
         };
-        Ok(Self { factory })
+        let tree = Arc::new(Paid {
+            bytes: TREES * tree_bytes,
+            charge: Mutex::default(),
+        });
+        Ok(Self { factory, tree })
     }
 
     /// A grammar in `llguidance`'s dialect of Lark.
@@ -88,13 +141,20 @@ impl Grammars {
             InferenceCapabilities::default(),
             self.factory.limits().clone(),
         );
+        // A clone shares its lexer, which is what grows.
+        let gauge = parser.as_ref().ok().cloned();
         let mut matcher = Matcher::new(parser);
         if let Some(why) = matcher.get_error() {
             return Err(GrammarError::Refused(short(&why)));
         }
         // What nothing can satisfy is found out here, not in the middle of an answer.
         matcher.compute_mask().map_err(|why| refused(&why))?;
-        Ok(Grammar { matcher })
+        Ok(Grammar {
+            matcher,
+            gauge: gauge.map(Box::new),
+            tree: Arc::clone(&self.tree),
+            lexer: Arc::default(),
+        })
     }
 }
 
@@ -128,6 +188,10 @@ fn short(why: &str) -> String {
 #[derive(Clone)]
 pub struct Grammar {
     matcher: Matcher,
+    /// Tells the size of the lexer, which clones share.
+    gauge: Option<Box<TokenParser>>,
+    tree: Arc<Paid>,
+    lexer: Arc<Paid>,
 }
 
 impl fmt::Debug for Grammar {
@@ -162,6 +226,25 @@ impl Grammar {
     /// When it did not, or the grammar takes too much work.
     pub fn push(&mut self, id: u32) -> Result<(), GrammarError> {
         self.matcher.consume_token(id).map_err(|why| refused(&why))
+    }
+
+    /// Charges what it takes now, and a margin, if less is charged; `make_room` is asked for what `budget` lacks. All is
+    /// given back with the last clone, the vocabulary's part with [`Grammars`].
+    ///
+    /// # Errors
+    /// [`OverBudget`] when there is no room: the grammar is not to be followed further.
+    pub fn pay(&self, budget: &Budget, mut make_room: impl FnMut(u64)) -> Result<(), OverBudget> {
+        self.tree.pay(self.tree.bytes, budget, &mut make_room)?;
+        self.lexer.pay(self.needed_bytes(), budget, &mut make_room)
+    }
+
+    fn needed_bytes(&self) -> u64 {
+        let counted = match &self.gauge {
+            Some(gauge) if !self.matcher.is_error() => gauge.parser.lexer_stats().num_bytes as u64,
+            _ => 0,
+        };
+        let bytes = counted + MARGIN_BYTES;
+        bytes.next_multiple_of(CHARGE_STEP_BYTES)
     }
 
     /// Nothing can follow.

@@ -64,9 +64,10 @@ pub enum FinishReason {
     Length,
     /// The model's context is full.
     ContextFull,
-    /// The memory budget has no room for the next block and nothing else could give way.
+    /// The memory budget has no room for the next block, or for what the grammar grew by, and nothing else could give
+    /// way.
     OutOfBudget {
-        /// Bytes that one more block takes.
+        /// Bytes that this takes.
         needed_bytes: u64,
         /// Bytes that the budget had left.
         available_bytes: u64,
@@ -95,7 +96,7 @@ impl fmt::Display for FinishReason {
                 available_bytes,
             } => write!(
                 f,
-                "the memory budget is used up: the next block needs {needed_bytes} bytes and \
+                "the memory budget is used up: going on needs {needed_bytes} bytes and \
                  {available_bytes} are free; give more memory, or shorten the context"
             ),
             Self::GrammarComplete => f.write_str("the grammar is complete"),
@@ -203,6 +204,17 @@ pub enum AdmissionError {
         limit_bytes: u64,
         /// Tokens for which `free_bytes` are enough.
         fitting_tokens: usize,
+    },
+    /// The budget has no room for the grammar now.
+    #[error(
+        "following the grammar needs {needed_bytes} bytes more, and {available_bytes} of the memory budget can be \
+         given: raise --memory, or try again when less runs"
+    )]
+    GrammarDoesNotFit {
+        /// Bytes that it takes.
+        needed_bytes: u64,
+        /// Bytes that are left.
+        available_bytes: u64,
     },
     /// An adapter that is not there, or no longer.
     #[error("there is no adapter {name:?}")]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use neap_memory::cache::{Asked, Forecast, Incoming, KvCache};
-use neap_memory::{Block, BlockTable, KvQuality, Level, Namespace};
+use neap_memory::{Block, BlockTable, Budget, KvQuality, Level, Namespace};
 use neap_model::tokenizer::{DetokenizeOptions, Detokenizer, Tokenizer};
 
 use crate::engine::AdapterId;
@@ -437,6 +437,19 @@ impl Sequence {
         stopped
             .or_else(|| self.grammar_complete())
             .or_else(|| self.limit_reached(limits))
+    }
+
+    /// Charges what the grammar takes now; the reason to end if there is no room for it.
+    pub fn pay_for_grammar(
+        &self,
+        budget: &Budget,
+        make_room: impl FnMut(u64),
+    ) -> Option<FinishReason> {
+        let why = self.grammar.as_ref()?.pay(budget, make_room).err()?;
+        Some(FinishReason::OutOfBudget {
+            needed_bytes: why.needed,
+            available_bytes: why.available,
+        })
     }
 
     fn grammar_complete(&self) -> Option<FinishReason> {

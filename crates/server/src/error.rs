@@ -131,6 +131,9 @@ impl From<AdmissionError> for ApiError {
             AdmissionError::PromptTooLong { .. } => {
                 Self::field("prompt", message).with_code("context_length_exceeded")
             }
+            AdmissionError::GrammarDoesNotFit { .. } => {
+                Self::unavailable(message).with_code("out_of_memory_budget")
+            }
             AdmissionError::DoesNotFit { .. } => {
                 Self::field("max_tokens", message).with_code("context_length_exceeded")
             }
@@ -177,4 +180,21 @@ pub fn json_response(status: StatusCode, value: &Value) -> Response {
         HeaderValue::from_static("application/json"),
     );
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grammar_without_room_is_the_servers_trouble_not_the_callers() {
+        let error = ApiError::from(AdmissionError::GrammarDoesNotFit {
+            needed_bytes: 3000,
+            available_bytes: 20,
+        });
+        assert_eq!(error.status, StatusCode::SERVICE_UNAVAILABLE);
+        let error = &error.to_json()["error"];
+        assert_eq!(error["code"], "out_of_memory_budget");
+        assert!(error["message"].as_str().unwrap().contains("3000 bytes"));
+    }
 }

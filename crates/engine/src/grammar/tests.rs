@@ -135,3 +135,93 @@ fn a_grammar_that_unfolds_takes_bounded_time() {
     }
     assert!(begin.elapsed().as_secs() < 60);
 }
+
+/// Follows `lark` along `a`s, and gives what it counts and what this process grew by, if it tells.
+#[test]
+#[ignore = "prints what MARGIN_BYTES comes from"]
+fn measure_bytes() {
+    let grammars = grammars();
+    let resident = || neap_memory::resident::rss_bytes().unwrap_or(0) as i64;
+    for lark in [
+        BOUNDED,
+        "start: /((((a{0,200}b){0,200}c){0,200}d){0,200}e){0,200}/",
+        "start: /(a|aa|aaa)*(.{0,300}b){0,300}/",
+        "start: /(.{0,40}a){0,40}.*(b|c)/",
+    ] {
+        let before = resident();
+        let held: Vec<Grammar> = (0..8)
+            .filter_map(|_| {
+                let mut grammar = grammars.compile(lark).ok()?;
+                for seed in 0..100 {
+                    let mut logits = vec![0.0; tokenizer().vocab_size()];
+                    grammar.mask(&mut logits).ok()?;
+                    let allowed: Vec<u32> = (0..logits.len() as u32)
+                        .filter(|&id| logits[id as usize] == 0.0 && !tokenizer().is_stop(id))
+                        .collect();
+                    let Some(&id) = allowed.get((seed * 31) % allowed.len().max(1)) else {
+                        break;
+                    };
+                    if grammar.push(id).is_err() {
+                        break;
+                    }
+                }
+                Some(grammar)
+            })
+            .collect();
+        let stats = held
+            .last()
+            .and_then(|g| g.gauge.as_ref())
+            .map(|g| g.parser.lexer_stats());
+        let counts = stats.map(|s| (s.num_states, s.num_bytes));
+        let each = (resident() - before) / held.len().max(1) as i64;
+        eprintln!(
+            "{} held: states and bytes {counts:?}, resident {each}",
+            held.len()
+        );
+    }
+}
+
+#[test]
+fn what_it_takes_is_charged_as_it_grows_and_given_back() {
+    let budget = Budget::new(64 << 20);
+    let grammars = grammars();
+    let no_room = |_: u64| panic!("there is room");
+    let mut grammar = grammars
+        .compile("start: /(.{0,40}a){0,40}.*(b|c)/")
+        .unwrap();
+    grammar.pay(&budget, no_room).unwrap();
+    let at_first = budget.charged();
+    let tree_bytes = grammars.tree.bytes;
+    assert!(at_first >= tree_bytes + MARGIN_BYTES);
+    let clone = grammar.clone();
+    clone.pay(&budget, no_room).unwrap();
+    assert_eq!(budget.charged(), at_first, "clones share what grows");
+    let a = tokenizer().token_id("a").unwrap();
+    for _ in 0..60 {
+        let mut logits = vec![0.0; tokenizer().vocab_size()];
+        // At some point it takes too much work.
+        if grammar.mask(&mut logits).is_err() || grammar.push(a).is_err() {
+            break;
+        }
+        let before = budget.charged();
+        grammar.pay(&budget, no_room).unwrap();
+        assert!(budget.charged() >= before);
+    }
+    let grown = budget.charged();
+    assert!(grown > at_first + (1 << 20), "{at_first} and then {grown}");
+    // Another one finds no room, asks for some, and is refused.
+    budget.set_limit(grown + 1000);
+    let other = grammars.compile("start: \"a\"").unwrap();
+    let mut asked = 0;
+    let refused = other.pay(&budget, |bytes| asked += bytes).unwrap_err();
+    assert!(asked > 0 && refused.needed > refused.available);
+    assert_eq!(budget.charged(), grown);
+    drop((grammar, clone, other));
+    assert_eq!(
+        budget.charged(),
+        tree_bytes,
+        "the vocabulary stays laid out"
+    );
+    drop(grammars);
+    assert_eq!(budget.charged(), 0);
+}
