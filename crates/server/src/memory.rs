@@ -161,6 +161,7 @@ fn cached(report: &Report) -> Value {
         "int8_blocks": cache.int8_blocks,
         "int4_blocks": cache.int4_blocks,
         "promoted_blocks": cache.promoted_blocks,
+        "trimmed_blocks": cache.trimmed_blocks,
         "packed_blocks": cache.packed_blocks,
         "spilled_blocks": cache.spilled_blocks,
         "dropped_blocks": cache.dropped_blocks,

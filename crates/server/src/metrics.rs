@@ -310,6 +310,7 @@ fn levels_used(out: &mut Text, report: &Report) {
     let moved = [
         ("int8", cache.int8_blocks),
         ("int4", cache.int4_blocks),
+        ("trimmed", cache.trimmed_blocks),
         ("promoted", cache.promoted_blocks),
         ("packed", cache.packed_blocks),
         ("spilled", cache.spilled_blocks),

@@ -83,6 +83,8 @@ pub struct Decision {
     short_bytes: u64,
     /// Sunk to int8 or int4.
     quantized: usize,
+    /// Left with what layers without a sliding window keep.
+    trimmed: usize,
     packed: usize,
     spilled: usize,
     /// Copies in RAM of what is on disk.
@@ -139,6 +141,7 @@ impl Decision {
             frees_bytes: entry.plan.frees_bytes,
             short_bytes: entry.plan.short_bytes,
             quantized: count(|a| matches!(a, Action::Demote(Level::Int8 | Level::Int4))),
+            trimmed: count(|a| matches!(a, Action::Trim)),
             packed: count(|a| matches!(a, Action::Demote(Level::Packed))),
             spilled: count(|a| matches!(a, Action::Spill)),
             released: count(|a| matches!(a, Action::DropCopied)),
@@ -163,6 +166,7 @@ impl Decision {
             "frees_bytes": self.frees_bytes,
             "short_bytes": self.short_bytes,
             "quantized_blocks": self.quantized,
+            "trimmed_blocks": self.trimmed,
             "packed_blocks": self.packed,
             "spilled_blocks": self.spilled,
             "released_blocks": self.released,
