@@ -285,14 +285,24 @@ impl BlockTable {
             if self.blocks[index].level() != Level::Hot || self.blocks[index].is_trimmed() {
                 continue;
             }
-            let block = self.blocks.swap_remove(index);
-            let block = self.pool.trim(block, window.head_bytes);
-            trimmed += usize::from(block.is_ok());
-            self.blocks.push(block.unwrap_or_else(|block| block));
-            let last = self.blocks.len() - 1;
-            self.blocks.swap(index, last);
+            let is_trimmed = self.remake(index, |pool, block| pool.trim(block, window.head_bytes));
+            trimmed += usize::from(is_trimmed);
         }
         trimmed
+    }
+
+    /// Puts what `make` makes of block `index` in its place: the block itself if that fails. Whether it did not.
+    fn remake(
+        &mut self,
+        index: usize,
+        make: impl FnOnce(&KvPool, Block) -> Result<Block, Block>,
+    ) -> bool {
+        let made = make(&self.pool, self.blocks.swap_remove(index));
+        let is_made = made.is_ok();
+        self.blocks.push(made.unwrap_or_else(|block| block));
+        let last = self.blocks.len() - 1;
+        self.blocks.swap(index, last);
+        is_made
     }
 
     /// Blocks that [were trimmed](KvPool::trim).
@@ -335,12 +345,10 @@ impl BlockTable {
             let Ok(bytes) = codec.encode_from(block.level(), block.bytes(), scratch) else {
                 continue;
             };
-            let block = self.blocks.swap_remove(index);
-            let sunk = self.pool.replace(block, codec.level(), &scratch[..bytes]);
-            changed += usize::from(sunk.is_ok());
-            self.blocks.push(sunk.unwrap_or_else(|block| block));
-            let last = self.blocks.len() - 1;
-            self.blocks.swap(index, last);
+            let is_sunk = self.remake(index, |pool, block| {
+                pool.replace(block, codec.level(), &scratch[..bytes])
+            });
+            changed += usize::from(is_sunk);
         }
         changed
     }
