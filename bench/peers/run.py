@@ -117,6 +117,8 @@ class LlamaCpp:
     def __init__(self, args, python: pathlib.Path, model: pathlib.Path, flash: str):
         command = [*pinned(args), python, HERE / "llama_cpp_worker.py", "--model", model, "--threads", args.threads,
                    "--flash", flash, "--kv", args.kv]
+        if args.peer_computes:
+            command += ["--computed", args.peer_computes]
         self.repeat = args.repeat
         self.process = subprocess.Popen(
             [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -285,6 +287,8 @@ def arguments():
     parser.add_argument("--flash", choices=["on", "off"], nargs="+", default=["on", "off"],
                         help="llama.cpp's flash attention; filling a long context both ways takes long")
     parser.add_argument("--kv", choices=KV_LEVELS, default="f16", help="llama.cpp's type of keys and values")
+    parser.add_argument("--peer-computes", type=int, metavar="TOKENS",
+                        help="of a longer context llama.cpp computes so many tokens, and copies them for the rest")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3, help="measurements of each round, after one to warm up")
     parser.add_argument("--threads", type=int, default=2)
