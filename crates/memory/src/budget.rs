@@ -26,16 +26,19 @@ pub enum ChargeKind {
     Scratch,
     /// Buffers of the disk and remote levels.
     Io,
+    /// Names of cached blocks, in RAM and on disk, and what is known of them.
+    Index,
 }
 
 impl ChargeKind {
     /// Every kind, in ledger order.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Weights,
         Self::Kv,
         Self::Adapters,
         Self::Scratch,
         Self::Io,
+        Self::Index,
     ];
 
     /// Lower-case name, as it appears in messages and metrics.
@@ -47,6 +50,7 @@ impl ChargeKind {
             Self::Adapters => "adapters",
             Self::Scratch => "scratch",
             Self::Io => "io",
+            Self::Index => "index",
         }
     }
 
@@ -57,6 +61,7 @@ impl ChargeKind {
             Self::Adapters => 2,
             Self::Scratch => 3,
             Self::Io => 4,
+            Self::Index => 5,
         }
     }
 }
@@ -134,7 +139,7 @@ pub struct BudgetSnapshot {
     /// Highest sum of charges seen since the budget was made.
     pub peak_charged: u64,
     /// Sums per kind, in the order of [`ChargeKind::ALL`].
-    pub by_kind: [u64; 5],
+    pub by_kind: [u64; ChargeKind::ALL.len()],
     /// Charges refused since the budget was made.
     pub refusals: u64,
     /// Where `charged` stands against the marks.
@@ -157,7 +162,7 @@ struct Ledger {
     soft_permille: u16,
     charged: u64,
     peak_charged: u64,
-    by_kind: [u64; 5],
+    by_kind: [u64; ChargeKind::ALL.len()],
     refusals: u64,
 }
 
@@ -247,7 +252,7 @@ impl Budget {
             soft_permille: DEFAULT_SOFT_PERMILLE,
             charged: 0,
             peak_charged: 0,
-            by_kind: [0; 5],
+            by_kind: [0; ChargeKind::ALL.len()],
             refusals: 0,
         };
         Self {

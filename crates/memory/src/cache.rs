@@ -22,8 +22,10 @@
 //! model wrote.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::HashMap;
 
 use crate::budget::{Charge, ChargeKind, OverBudget};
 use crate::buffer::Buffer;
@@ -33,11 +35,13 @@ use crate::disk::DiskStore;
 use crate::governor::DecisionLog;
 use crate::hash::{Fingerprint, Namespace};
 use crate::level::KvQuality;
-use crate::policy::{CostModel, Facts, Id, Policy};
+use crate::policy::{CostModel, Id, Policy};
 use crate::pool::{Block, KvPool};
 use crate::prefix::{NodeId, PrefixTree};
+use crate::region::page_bytes;
 use crate::remote::RemoteLevel;
 use crate::table::BlockTable;
+use ranking::Use;
 
 mod attach;
 mod census;
@@ -47,7 +51,9 @@ mod from_remote;
 mod incoming;
 #[cfg(test)]
 mod level_tests;
+mod names;
 mod promote;
+mod ranking;
 mod sink;
 mod store;
 #[cfg(test)]
@@ -149,6 +155,8 @@ pub struct CacheStats {
     pub dropped_blocks: u64,
     /// Blocks that were to be brought back and could not be.
     pub failed_blocks: u64,
+    /// Time that the governor took to weigh blocks, without what it had done to them.
+    pub weighing: Duration,
 }
 
 /// See the [module's description](self).
@@ -156,9 +164,13 @@ pub struct KvCache {
     pool: KvPool,
     options: CacheOptions,
     tree: PrefixTree<Entry>,
+    /// Blocks in RAM, by the policy's name for them.
     nodes: HashMap<Id, NodeId>,
-    ids: HashMap<NodeId, Id>,
     policy: CostModel,
+    /// For names, of which there may be many more than blocks in RAM.
+    names: Charge,
+    /// Where the next sweep over names begins.
+    hand: usize,
     costs: CostMeter,
     log: DecisionLog,
     measures: bool,
@@ -169,8 +181,6 @@ pub struct KvCache {
     /// Pages of packed blocks to those of hot ones: lossless, and of four-bit values.
     packed_ratio: f64,
     packed_int4_ratio: f64,
-    /// Where the next sample of a large tree begins.
-    hand: usize,
     /// When the remote level was last asked.
     remote_asked_ms: Option<u64>,
     stats: CacheStats,
@@ -186,6 +196,8 @@ impl KvCache {
             disk.charge_to(pool.budget());
         }
         let (budget, block_bytes) = (pool.budget(), pool.block_bytes());
+        // Blocks take whole pages: one of a single page does not get smaller.
+        let one_page = page_bytes() as f64 / pool.charged_block_bytes() as f64;
         let most = |of: &dyn Fn(&dyn BlockCodec) -> usize| {
             let quantized = options.quantized.iter().chain(&options.quantized.packed);
             quantized
@@ -200,22 +212,22 @@ impl KvCache {
             pool: pool.clone(),
             options,
             tree: PrefixTree::new(pool.block_tokens()),
-            nodes: HashMap::new(),
-            ids: HashMap::new(),
+            nodes: HashMap::default(),
             policy: CostModel::default(),
+            names: budget.try_charge(ChargeKind::Index, 0)?,
+            hand: 0,
             costs: CostMeter::default(),
             log: DecisionLog::new(256),
             measures: true,
-            packed_ratio: 0.85,
-            packed_int4_ratio: 0.2,
-            hand: 0,
+            packed_ratio: one_page.max(0.85),
+            packed_int4_ratio: one_page.max(0.2),
             remote_asked_ms: None,
             stats: CacheStats::default(),
         })
     }
 
     /// Inserts `tokens`, of which a sequence found the first `attached` and computed the others, with values of
-    /// `held`; keeps ids and policy in step with the tree. What is there already is not used by this.
+    /// `held`. What is there already is not used by this. The caller [ranks](Self::rank) the path that this gives.
     fn enter(
         &mut self,
         namespace: &Namespace,
@@ -223,8 +235,9 @@ impl KvCache {
         attached: usize,
         now_ms: u64,
         mut held: impl FnMut(usize) -> (Held, bool),
-    ) -> Vec<NodeId> {
+    ) -> (Vec<NodeId>, Use) {
         let block_tokens = self.pool.block_tokens();
+        self.pay_for_names(tokens.len().div_ceil(block_tokens), now_ms);
         let known = self.tree.peek(namespace, tokens).full;
         let found = (attached / block_tokens).min(known.len());
         let turn = self.turn_after(known[..found].last().copied());
@@ -240,69 +253,28 @@ impl KvCache {
             }
         });
         if let Some(replaced) = done.replaced {
-            self.forget(replaced, false);
+            self.unrank(replaced.short(), false);
         }
         let entered = &done.path[done.path.len() - done.new_nodes..];
-        let info = |&node: &NodeId| {
-            self.tree
-                .info(node)
-                .map(|i| (node, i.hash.short(), i.tokens))
+        let is_remembered = |node: &&NodeId| {
+            let info = self.tree.info(**node);
+            info.is_some_and(|info| self.policy.remembers(info.hash.short()))
         };
-        let entered: Vec<(NodeId, Id, usize)> = entered.iter().filter_map(info).collect();
-        let is_remembered = |&&(_, id, _): &&(NodeId, Id, usize)| self.policy.remembers(id);
         let remembered = entered.iter().take_while(is_remembered).count();
         let new_tokens = tokens
             .len()
             .saturating_sub(attached + remembered * block_tokens);
-        for &(node, id, tokens) in entered.iter().rev() {
-            self.nodes.insert(id, node);
-            self.ids.insert(node, id);
-            let facts = Facts {
-                new_tokens: new_tokens as u64,
-                ..self.facts(tokens < block_tokens, turn, now_ms)
-            };
-            self.policy.insert(id, &facts);
-        }
-        done.path
-    }
-
-    fn facts(&self, is_partial: bool, turn: u32, now_ms: u64) -> Facts {
-        Facts {
-            bytes: self.pool.charged_block_bytes(),
-            way_back: self.costs.recompute.of(0, self.pool.block_tokens() as u64) as f32,
-            is_partial,
+        let first_use = Use {
+            now_ms,
             turn,
-            ..Facts::at(now_ms)
-        }
+            new_tokens,
+        };
+        (done.path, first_use)
     }
 
     fn turn_after(&self, last: Option<NodeId>) -> u32 {
         last.and_then(|node| self.tree.get(node))
             .map_or(0, |e| e.first_turn.saturating_add(1))
-    }
-
-    /// Tells the policy of a use by a sequence of `new_tokens` besides, from the end to the start.
-    fn touch(&mut self, path: &[NodeId], (turn, new_tokens): (u32, usize), now_ms: u64) {
-        let block_tokens = self.pool.block_tokens();
-        for &node in path.iter().rev() {
-            if let (Some(&id), Some(info)) = (self.ids.get(&node), self.tree.info(node)) {
-                let facts = Facts {
-                    new_tokens: new_tokens as u64,
-                    ..self.facts(info.tokens < block_tokens, turn, now_ms)
-                };
-                self.policy.touch(id, &facts);
-            }
-            if let Some(entry) = self.tree.get_mut(node) {
-                entry.last_use_ms = now_ms;
-            }
-        }
-    }
-
-    fn forget(&mut self, node: NodeId, was_evicted: bool) {
-        if let Some(id) = self.ids.remove(&node) {
-            self.nodes.remove(&id);
-            self.policy.remove(id, was_evicted);
-        }
     }
 
     /// Caches the blocks of `table`, which hold `tokens` in order. Blocks that are cached already in
@@ -326,7 +298,7 @@ impl KvCache {
             "the table holds the tokens"
         );
         let blocks: Vec<Block> = table.blocks().to_vec();
-        let path = self.enter(
+        let (path, first_use) = self.enter(
             namespace,
             tokens,
             table.attached_tokens(),
@@ -350,6 +322,7 @@ impl KvCache {
                 _ => self.take_over(node, &blocks[index]),
             }
         }
+        self.rank(&path, first_use);
     }
 
     /// The costs measured so far.
@@ -416,13 +389,7 @@ impl KvCache {
     /// A description of the first law that is broken.
     pub fn check_conservation(&self) -> Result<(), String> {
         self.tree.check_conservation()?;
-        let (nodes, ids, held) = (self.nodes.len(), self.ids.len(), self.policy.len());
-        if [nodes, ids, held] != [self.tree.len(); 3] {
-            return Err(format!(
-                "{} nodes, {nodes} by id, {ids} ids, {held} in the policy",
-                self.tree.len()
-            ));
-        }
+        self.check_ranking()?;
         for entry in self.tree.nodes().filter_map(|node| self.tree.get(node)) {
             if let Held::Ram(block) = &entry.held
                 && block.level().is_lossy()

@@ -13,7 +13,8 @@
 //! candidate, those that freed little are asked for all they have.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use crate::costs::{CostMeter, Stay};
 use crate::level::Level;
@@ -122,22 +123,14 @@ pub struct Plan {
 /// See the [module's description](self).
 #[must_use]
 pub fn plan(situation: &Situation) -> Plan {
-    let mut options: Vec<Step> = situation
-        .candidates
-        .iter()
-        .flat_map(|candidate| steps_for(candidate, situation))
-        .collect();
-    // Ids settle ties, so that one situation has one plan.
-    options.sort_by(|a, b| {
-        per_byte(a)
-            .total_cmp(&per_byte(b))
-            .then(a.id.cmp(&b.id))
-            .then(b.frees_bytes.cmp(&a.frees_bytes))
-    });
+    let mut options = Vec::with_capacity(2 * situation.candidates.len());
+    for candidate in &situation.candidates {
+        Weighing::new(candidate, situation).push_all(&mut options);
+    }
     let mut chosen: BTreeMap<u64, Step> = BTreeMap::new();
     let mut disk_room = situation.disk_room;
     let mut freed = choose(
-        &options,
+        cheapest_first(&options),
         situation.bytes_to_free,
         &mut disk_room,
         &mut chosen,
@@ -151,7 +144,7 @@ pub fn plan(situation: &Situation) -> Plan {
                 .then(a.id.cmp(&b.id))
         });
         freed = choose(
-            &options,
+            options.iter().copied(),
             situation.bytes_to_free,
             &mut disk_room,
             &mut chosen,
@@ -166,6 +159,18 @@ pub fn plan(situation: &Situation) -> Plan {
     }
 }
 
+/// The options from the cheapest per byte on. A heap, since most plans need few of many. Ids settle ties, so that one
+/// situation has one plan.
+fn cheapest_first(options: &[Step]) -> impl Iterator<Item = Step> + '_ {
+    let rank = |(index, step): (usize, &Step)| {
+        // Costs are not negative, and such numbers are in the order of their bits.
+        let cost = per_byte(step).abs().to_bits();
+        Reverse((cost, step.id, Reverse(step.frees_bytes), index))
+    };
+    let mut heap: BinaryHeap<_> = options.iter().enumerate().map(rank).collect();
+    std::iter::from_fn(move || heap.pop().map(|Reverse((.., index))| options[index]))
+}
+
 fn per_byte(step: &Step) -> f64 {
     step.cost_us / step.frees_bytes.max(1) as f64
 }
@@ -173,7 +178,7 @@ fn per_byte(step: &Step) -> f64 {
 /// Takes options in order until enough is freed; one that frees more replaces an earlier one of its block.
 /// Returns the bytes freed by all that is chosen.
 fn choose(
-    options: &[Step],
+    options: impl Iterator<Item = Step>,
     needed: u64,
     disk_room: &mut u64,
     chosen: &mut BTreeMap<u64, Step>,
@@ -193,7 +198,7 @@ fn choose(
             *disk_room -= step.frees_bytes;
         }
         freed += step.frees_bytes - before;
-        chosen.insert(step.id, *step);
+        chosen.insert(step.id, step);
     }
     freed
 }
@@ -220,118 +225,102 @@ fn packs_with_loss(candidate: &Candidate, situation: &Situation) -> bool {
     with_loss.is_some_and(|sink| candidate.lowest >= sink.comes_back_at)
 }
 
-/// Every sink that the candidate may go to and takes less room at.
-fn demotions(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let packs_with_loss = packs_with_loss(candidate, situation);
-    for sink in &situation.sinks {
-        if !may_sink(candidate, sink, packs_with_loss) {
-            continue;
-        }
-        let bytes = (candidate.hot_bytes as f64 * sink.ratio).ceil() as u64;
-        if bytes < candidate.bytes {
-            let work = if sink.level.is_lossy() {
-                situation.costs.quantize.of(candidate.hot_bytes)
-            } else {
-                situation.costs.pack.of(candidate.hot_bytes)
-            };
-            let quality = sink.quality_price_us * candidate.tokens as f64;
-            let way_back = way_back_of(candidate, situation, Some(sink.level), bytes);
-            let frees_bytes = candidate.bytes - bytes;
-            steps.push(step(
-                candidate,
-                situation,
-                (Action::Demote(sink.level), frees_bytes),
-                way_back + quality,
-                work,
-            ));
-        }
-    }
-    steps
-}
-
 /// Share of a block's uses that are taken to branch off near its end, where nothing has yet: a judgement. Those compute
 /// it, and what is before it, anew; all others find it as it was.
 const BRANCHING_SHARE: f64 = 0.01;
 
-/// Every action that the candidate's state allows.
-fn steps_for(candidate: &Candidate, situation: &Situation) -> Vec<Step> {
-    let mut steps = demotions(candidate, situation);
-    if candidate.is_in_use {
-        return steps;
-    }
-    if candidate.trimmed_bytes < candidate.bytes {
-        let anew = way_back_of(candidate, situation, None, 0);
-        let uses = (candidate.uses_per_s * situation.horizon_s.max(1.0)).max(0.0);
-        steps.push(Step {
-            id: candidate.id,
-            action: Action::Trim,
-            frees_bytes: candidate.bytes - candidate.trimmed_bytes,
-            cost_us: uses * BRANCHING_SHARE * anew,
-        });
-    }
-    let from_disk = way_back_of(candidate, situation, Some(Level::Disk), candidate.bytes);
-    if candidate.is_on_disk {
-        steps.push(step(
-            candidate,
-            situation,
-            (Action::DropCopied, candidate.bytes),
-            from_disk,
-            0.0,
-        ));
-    } else if situation.disk_room >= candidate.bytes {
-        let work = situation.costs.disk_write.of(candidate.bytes);
-        steps.push(step(
-            candidate,
-            situation,
-            (Action::Spill, candidate.bytes),
-            from_disk,
-            work,
-        ));
-    }
-    if candidate.may_drop && !candidate.is_on_disk {
-        let anew = way_back_of(candidate, situation, None, 0);
-        steps.push(step(
-            candidate,
-            situation,
-            (Action::Drop, candidate.bytes),
-            anew,
-            0.0,
-        ));
-    }
-    steps
+/// One candidate on the scales.
+struct Weighing<'s> {
+    candidate: &'s Candidate,
+    situation: &'s Situation,
+    /// Uses within the horizon.
+    uses: f64,
+    /// The way back from where it is.
+    now_us: f64,
 }
 
-/// From `level`, where it takes `stored_bytes`, or from nowhere.
-fn way_back_of(
-    candidate: &Candidate,
-    situation: &Situation,
-    level: Option<Level>,
-    stored_bytes: u64,
-) -> f64 {
-    let stay = Stay {
-        before: candidate.before,
-        tokens: candidate.tokens,
-        hot_bytes: candidate.hot_bytes,
-        stored_bytes,
-    };
-    situation.costs.way_back_us(level, &stay)
-}
+impl<'s> Weighing<'s> {
+    fn new(candidate: &'s Candidate, situation: &'s Situation) -> Self {
+        let mut weighing = Self {
+            candidate,
+            situation,
+            uses: (candidate.uses_per_s * situation.horizon_s.max(1.0)).max(0.0),
+            now_us: 0.0,
+        };
+        weighing.now_us = weighing.way_back_us(Some(candidate.level), candidate.bytes);
+        weighing
+    }
 
-fn step(
-    candidate: &Candidate,
-    situation: &Situation,
-    (action, frees_bytes): (Action, u64),
-    way_back_us: f64,
-    work_us: f64,
-) -> Step {
-    let now_us = way_back_of(candidate, situation, Some(candidate.level), candidate.bytes);
-    let uses = (candidate.uses_per_s * situation.horizon_s.max(1.0)).max(0.0);
-    Step {
-        id: candidate.id,
-        action,
-        frees_bytes,
-        cost_us: uses * (way_back_us - now_us).max(0.0) + work_us,
+    /// Adds every action that the candidate's state allows.
+    fn push_all(&self, steps: &mut Vec<Step>) {
+        let Candidate { bytes, .. } = *self.candidate;
+        self.push_demotions(steps);
+        if self.candidate.is_in_use {
+            return;
+        }
+        if self.candidate.trimmed_bytes < bytes {
+            steps.push(Step {
+                id: self.candidate.id,
+                action: Action::Trim,
+                frees_bytes: bytes - self.candidate.trimmed_bytes,
+                cost_us: self.uses * BRANCHING_SHARE * self.way_back_us(None, 0),
+            });
+        }
+        let from_disk = self.way_back_us(Some(Level::Disk), bytes);
+        if self.candidate.is_on_disk {
+            steps.push(self.step((Action::DropCopied, bytes), from_disk, 0.0));
+        } else if self.situation.disk_room >= bytes {
+            let work = self.situation.costs.disk_write.of(bytes);
+            steps.push(self.step((Action::Spill, bytes), from_disk, work));
+        }
+        if self.candidate.may_drop && !self.candidate.is_on_disk {
+            let anew = self.way_back_us(None, 0);
+            steps.push(self.step((Action::Drop, bytes), anew, 0.0));
+        }
+    }
+
+    /// Adds every sink that the candidate may go to and takes less room at.
+    fn push_demotions(&self, steps: &mut Vec<Step>) {
+        let (candidate, costs) = (self.candidate, &self.situation.costs);
+        let packs_with_loss = packs_with_loss(candidate, self.situation);
+        for sink in &self.situation.sinks {
+            if !may_sink(candidate, sink, packs_with_loss) {
+                continue;
+            }
+            let bytes = (candidate.hot_bytes as f64 * sink.ratio).ceil() as u64;
+            if bytes >= candidate.bytes {
+                continue;
+            }
+            let work = if sink.level.is_lossy() {
+                costs.quantize.of(candidate.hot_bytes)
+            } else {
+                costs.pack.of(candidate.hot_bytes)
+            };
+            let quality = sink.quality_price_us * candidate.tokens as f64;
+            let way_back = self.way_back_us(Some(sink.level), bytes);
+            let demotes = (Action::Demote(sink.level), candidate.bytes - bytes);
+            steps.push(self.step(demotes, way_back + quality, work));
+        }
+    }
+
+    /// From `level`, where it takes `stored_bytes`, or from nowhere.
+    fn way_back_us(&self, level: Option<Level>, stored_bytes: u64) -> f64 {
+        let stay = Stay {
+            before: self.candidate.before,
+            tokens: self.candidate.tokens,
+            hot_bytes: self.candidate.hot_bytes,
+            stored_bytes,
+        };
+        self.situation.costs.way_back_us(level, &stay)
+    }
+
+    fn step(&self, (action, frees_bytes): (Action, u64), way_back_us: f64, work_us: f64) -> Step {
+        Step {
+            id: self.candidate.id,
+            action,
+            frees_bytes,
+            cost_us: self.uses * (way_back_us - self.now_us).max(0.0) + work_us,
+        }
     }
 }
 

@@ -5,7 +5,9 @@
 //! with when *not* to use it; one suite of contract tests runs over all.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+
+use foldhash::HashMap;
 
 pub mod belady;
 pub mod cost;

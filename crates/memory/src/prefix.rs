@@ -32,10 +32,19 @@ pub struct NodeId {
 }
 
 impl NodeId {
-    /// The id as one number, for policies.
+    /// The id as one number, for plans.
     #[must_use]
     pub fn as_u64(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    /// The id that [`as_u64`](Self::as_u64) gave.
+    #[must_use]
+    pub fn from_u64(number: u64) -> Self {
+        Self {
+            index: number as u32,
+            generation: (number >> 32) as u32,
+        }
     }
 }
 
@@ -66,8 +75,8 @@ pub struct Insertion {
     pub path: Vec<NodeId>,
     /// How many of them, counted from the end, are new.
     pub new_nodes: usize,
-    /// A partial leaf that a longer block took the place of; its value is gone from the tree.
-    pub replaced: Option<NodeId>,
+    /// The name of a partial block that a longer one took the place of; its value is gone from the tree.
+    pub replaced: Option<BlockHash>,
 }
 
 struct Node<V> {
@@ -313,13 +322,14 @@ impl<V> PrefixTree<V> {
         namespace: &Namespace,
         parent: Option<NodeId>,
         block: &[u32],
-    ) -> Option<NodeId> {
+    ) -> Option<BlockHash> {
         let found = self.longest_common(namespace, parent, block)?;
         let node = self.node(found.node)?;
         if node.tokens.len() != found.tokens || node.pins > 0 {
             return None;
         }
-        self.evict(found.node).map(|_| found.node)
+        let hash = node.hash;
+        self.evict(found.node).map(|_| hash)
     }
 
     fn add(

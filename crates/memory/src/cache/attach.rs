@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::ranking::Use;
 use super::{Held, KvCache};
 use crate::codec::{BlockCodec, PACKED_ID, PLAIN_ID, Packed, Plain, QuantizedLevels};
 use crate::disk::{Meta, Prefetch};
@@ -74,8 +75,12 @@ impl KvCache {
         table.truncate(table.startable_tokens());
         let turn = self.turn_after(found.full.last().copied());
         let nodes: Vec<NodeId> = path.iter().map(|p| p.0).collect();
-        let new_tokens = tokens.len() - table.len_tokens();
-        self.touch(&nodes, (turn, new_tokens), now_ms);
+        let of = Use {
+            now_ms,
+            turn,
+            new_tokens: tokens.len() - table.len_tokens(),
+        };
+        self.touch(&nodes, of);
         table.len_tokens()
     }
 
@@ -100,6 +105,7 @@ impl KvCache {
         }
         if end > known.len() * self.pool.block_tokens() {
             let found = known.len() * self.pool.block_tokens();
+            // Nothing of it is in RAM, so there is nothing to rank.
             self.enter(namespace, &tokens[..end], found, now_ms, |_| {
                 (Held::Disk, true)
             });
@@ -263,7 +269,7 @@ impl KvCache {
 
     /// The tree keeps the attendable form: it was wanted just now.
     fn keep(&mut self, node: NodeId, block: Block) -> Block {
-        self.let_go(node, Held::Ram(block.clone()));
+        self.hold(node, Held::Ram(block.clone()));
         block
     }
 
@@ -277,9 +283,8 @@ impl KvCache {
 
     pub(super) fn fail(&mut self, node: NodeId) -> Option<Block> {
         self.stats.failed_blocks += 1;
-        let entry = self.tree.get_mut(node)?;
-        entry.held = Held::Gone;
-        entry.is_on_disk = false;
+        self.forget_copy(node);
+        self.hold(node, Held::Gone);
         None
     }
 

@@ -62,13 +62,14 @@ impl KvCache {
     #[must_use]
     pub fn freeable_bytes_up_to(&self, enough: u64) -> u64 {
         let mut sum = 0;
-        for node in self.tree.nodes() {
+        for &node in self.nodes.values() {
             if sum >= enough {
-                break;
+                // Not what was found besides: that depends on the order of a table.
+                return enough;
             }
             sum += self.freeable_bytes_of(node);
         }
-        sum
+        sum.min(enough)
     }
 
     fn freeable_bytes_of(&self, node: NodeId) -> u64 {

@@ -1,24 +1,28 @@
 //! The way down: what sinks, goes to disk or is let go of, and doing so.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::time::{Duration, Instant};
+
+use foldhash::HashMap;
 
 use super::sink::Running;
 use super::{Entry, Held, KvCache};
 use crate::budget::Budget;
-use crate::governor::{Action, Candidate, Occasion, Sink, Situation, Step};
+use crate::governor::{Action, Candidate, Occasion, Plan, Sink, Situation, Step};
 use crate::level::Level;
-use crate::prefix::NodeId;
+use crate::prefix::{NodeId, NodeInfo};
 use crate::region::round_to_pages;
 use crate::table::BlockTable;
 
-/// Nodes up to which all are weighed; of more, a sample of [`SAMPLE_NODES`].
-const WEIGHED_NODES: usize = 10_000;
-/// Nodes of a sample, in [`SAMPLE_STRETCHES`] stretches of places next to each other, where the blocks of one
-/// sequence mostly are, so that chains are weighed whole.
-const SAMPLE_NODES: usize = 4096;
-const SAMPLE_STRETCHES: usize = 16;
-/// At least one block in so many is freed at once: a weighing costs the same whether it frees one or many.
+/// Blocks that are weighed, for each that is to be freed and at least. The policy knows which are used least; among some
+/// of these the governor finds those that cost least to bring back.
+const WEIGHED_EACH: usize = 4;
+const WEIGHED_AT_LEAST: usize = 128;
+/// So many times as many are weighed next where these were not enough.
+const WIDER: usize = 4;
+/// One block in so many is freed at once at least, up to so many: finding one costs about as much as finding a few.
 const FREED_SHARE: usize = 128;
+const FREED_AHEAD: usize = 16;
 
 /// What attending to a token at a lossy level is priced at, as a share of computing it anew. A judgement: a
 /// running sequence's block sinks to int8 before so much is let go of that a hundred thousandth of its uses
@@ -43,8 +47,10 @@ pub(super) enum Scope {
 }
 
 /// What is expected of a node, as far as it was weighed.
-#[derive(Clone, Copy, Default)]
-struct Worth {
+#[derive(Clone, Copy)]
+struct Weighed {
+    node: NodeId,
+    info: NodeInfo,
     uses_per_s: f64,
     /// A pin is on it or below it.
     is_pinned: bool,
@@ -52,6 +58,27 @@ struct Worth {
     whole_children: usize,
     /// Everything below it was weighed.
     is_whole: bool,
+}
+
+impl Weighed {
+    fn new(node: NodeId, info: NodeInfo) -> Self {
+        Self {
+            node,
+            info,
+            uses_per_s: 0.0,
+            is_pinned: false,
+            whole_children: 0,
+            is_whole: false,
+        }
+    }
+
+    fn take_in(&mut self, child: &Self) {
+        // A little more, so that of equals the child goes first.
+        let at_least = child.uses_per_s * 1.0001 + 1e-12;
+        self.uses_per_s = self.uses_per_s.max(at_least);
+        self.is_pinned |= child.is_pinned;
+        self.whole_children += usize::from(child.is_whole);
+    }
 }
 
 /// What may be done with blocks besides letting go of them.
@@ -108,25 +135,44 @@ impl KvCache {
             Scope::All | Scope::Running => &[May::Sink, May::Spill, May::Drop],
         };
         for &may in rounds {
-            for _ in 0..self.samples(scope) {
+            let mut count = 0;
+            loop {
                 let missing = bytes.saturating_sub(freed(&budget));
                 if missing == 0 {
                     return freed(&budget);
                 }
-                let least = self.least_freed(scope);
-                let nodes = self.sample(scope, &running);
-                let situation =
-                    self.situation((scope, missing.max(least)), may, (&nodes, now_ms), &running);
-                if situation.candidates.is_empty() {
-                    continue;
-                }
-                let plan = self.log.plan(now_ms, occasion, &situation);
+                count = self.weighed_for(missing).max(WIDER * count);
+                let is_last = scope == Scope::Running || count >= self.nodes.len();
+                let start = self.measures.then(Instant::now);
+                let wanted = (missing, count, occasion);
+                let plan = self.plan((scope, may), wanted, now_ms, &running);
+                self.stats.weighing += start.map_or(Duration::ZERO, |start| start.elapsed());
                 for step in &plan.steps {
                     self.carry_out(step, (scope, may), now_ms, &mut running);
+                }
+                if is_last {
+                    break;
                 }
             }
         }
         freed(&budget)
+    }
+
+    /// What to do for about `bytes`, chosen among `count` blocks.
+    fn plan(
+        &mut self,
+        (scope, may): (Scope, May),
+        (bytes, count, occasion): (u64, usize, Occasion),
+        now_ms: u64,
+        running: &Running<'_, '_>,
+    ) -> Plan {
+        let bytes = bytes.max(self.least_freed(scope));
+        let nodes = self.nodes_to_weigh(scope, (count, now_ms), running);
+        let situation = self.situation((scope, bytes), may, (&nodes, now_ms), running);
+        match situation.candidates.is_empty() {
+            true => Plan::default(),
+            false => self.log.plan(now_ms, occasion, &situation),
+        }
     }
 
     /// Frees what is charged above the budget's limit. Returns the bytes that are still above it: held
@@ -144,41 +190,42 @@ impl KvCache {
         self.pool.budget().excess()
     }
 
-    /// Samples that see every node once.
-    fn samples(&self, scope: Scope) -> usize {
-        if self.tree.len() <= WEIGHED_NODES || scope == Scope::Running {
-            1
-        } else {
-            self.tree.len_places().div_ceil(SAMPLE_NODES) + 1
-        }
+    /// How many blocks are weighed at first for so many bytes.
+    fn weighed_for(&self, bytes: u64) -> usize {
+        let blocks = bytes.div_ceil(self.pool.charged_block_bytes());
+        let blocks = usize::try_from(blocks).unwrap_or(usize::MAX);
+        blocks.saturating_mul(WEIGHED_EACH).max(WEIGHED_AT_LEAST)
     }
 
     fn least_freed(&self, scope: Scope) -> u64 {
         if scope == Scope::Running {
             return 0;
         }
-        (self.tree.len() / FREED_SHARE) as u64 * self.pool.charged_block_bytes()
+        let blocks = (self.nodes.len() / FREED_SHARE).min(FREED_AHEAD);
+        blocks as u64 * self.pool.charged_block_bytes()
     }
 
-    /// The nodes to weigh this time.
-    fn sample(&mut self, scope: Scope, running: &Running<'_, '_>) -> Vec<NodeId> {
-        if scope == Scope::Running {
+    /// Of those that no table uses, the `count` that are worth least; and those of running sequences that may sink.
+    fn nodes_to_weigh(
+        &mut self,
+        scope: Scope,
+        (count, now_ms): (usize, u64),
+        running: &Running<'_, '_>,
+    ) -> Vec<NodeId> {
+        let mut nodes = match scope {
+            Scope::Running => Vec::new(),
+            Scope::All | Scope::Lossless => self.least_worth(count, now_ms),
+        };
+        if !running.is_empty() {
             let may_sink = |node: &NodeId| match self.tree.get(*node).map(|entry| &entry.held) {
-                Some(Held::Ram(block)) => running.may_sink(block),
+                Some(Held::Ram(block)) => block.is_shared() && running.may_sink(block),
                 _ => false,
             };
-            return self.tree.nodes().filter(may_sink).collect();
+            nodes.extend(self.nodes.values().copied().filter(may_sink));
+            nodes.sort_unstable();
+            nodes.dedup();
         }
-        if self.tree.len() <= WEIGHED_NODES {
-            return self.tree.nodes().collect();
-        }
-        let places = self.tree.len_places();
-        let (apart, stretch) = (places / SAMPLE_STRETCHES, SAMPLE_NODES / SAMPLE_STRETCHES);
-        let first = self.hand;
-        self.hand = (self.hand + stretch) % places;
-        (0..SAMPLE_STRETCHES)
-            .flat_map(|i| self.tree.nodes_from((first + i * apart) % places, stretch))
-            .collect()
+        nodes
     }
 
     fn situation(
@@ -189,18 +236,18 @@ impl KvCache {
         running: &Running<'_, '_>,
     ) -> Situation {
         let spills = may != May::Drop && self.options.disk.is_some();
-        let worth = self.worth(nodes, now_ms);
+        let weighed = self.weigh(nodes, now_ms);
         let single_file = match scope {
             Scope::All => self.single_file_tokens(nodes),
-            Scope::Running | Scope::Lossless => HashMap::new(),
+            Scope::Running | Scope::Lossless => HashMap::default(),
         };
-        let candidates = nodes
+        let candidates = weighed
             .iter()
-            .filter_map(|&node| {
-                let worth = worth.get(&node)?;
-                let candidate = self.candidate(node, worth, now_ms, running)?;
+            .filter_map(|weighed| {
+                let node = weighed.node;
+                let candidate = self.candidate(weighed, now_ms, running)?;
                 // At the last, pins do not keep what lost its record on disk: the budget holds first.
-                let may_drop = candidate.may_drop || (may == May::Drop && worth.is_whole);
+                let may_drop = candidate.may_drop || (may == May::Drop && weighed.is_whole);
                 let trimmed_bytes = match &self.tree.get(node)?.held {
                     Held::Ram(block) if self.is_unbranched(single_file.get(&node).copied()) => {
                         self.charged_head_bytes_of(block)
@@ -264,31 +311,28 @@ impl KvCache {
         sinks
     }
 
-    /// What is expected of each of `nodes`: at least as many uses as of its children among them.
-    fn worth(&self, nodes: &[NodeId], now_ms: u64) -> HashMap<NodeId, Worth> {
-        let mut deepest: Vec<(usize, NodeId)> = nodes
+    /// What is expected of each of `nodes`: at least as many uses as of its children among them. The deepest first.
+    fn weigh(&self, nodes: &[NodeId], now_ms: u64) -> Vec<Weighed> {
+        let mut all: Vec<Weighed> = nodes
             .iter()
-            .filter_map(|&node| Some((self.tree.info(node)?.depth_blocks, node)))
+            .filter_map(|&node| Some(Weighed::new(node, self.tree.info(node)?)))
             .collect();
-        deepest.sort_unstable_by(|a, b| b.cmp(a));
-        let mut all: HashMap<NodeId, Worth> = HashMap::with_capacity(nodes.len());
-        for (_, node) in deepest {
-            let Some(info) = self.tree.info(node) else {
-                continue;
-            };
-            let own = f64::from(self.policy.expected_uses(info.hash.short(), now_ms)) * 1000.0;
-            let worth = all.entry(node).or_default();
-            worth.uses_per_s = worth.uses_per_s.max(own);
-            worth.is_pinned |= info.pins > 0;
-            worth.is_whole = worth.whole_children == info.children;
-            let mine = *worth;
-            if let Some(parent) = info.parent {
-                let above = all.entry(parent).or_default();
-                // A little more, so that of equals the child goes first.
-                let at_least = mine.uses_per_s * 1.0001 + 1e-12;
-                above.uses_per_s = above.uses_per_s.max(at_least);
-                above.is_pinned |= mine.is_pinned;
-                above.whole_children += usize::from(mine.is_whole);
+        all.sort_unstable_by_key(|weighed| Reverse((weighed.info.depth_blocks, weighed.node)));
+        let places: HashMap<NodeId, usize> = all
+            .iter()
+            .enumerate()
+            .map(|(place, weighed)| (weighed.node, place))
+            .collect();
+        for place in 0..all.len() {
+            let weighed = &mut all[place];
+            let own = self.policy.expected_uses(weighed.info.hash.short(), now_ms);
+            weighed.uses_per_s = weighed.uses_per_s.max(f64::from(own) * 1000.0);
+            weighed.is_pinned |= weighed.info.pins > 0;
+            weighed.is_whole = weighed.whole_children == weighed.info.children;
+            let mine = *weighed;
+            let parent = mine.info.parent.and_then(|parent| places.get(&parent));
+            if let Some(&parent) = parent {
+                all[parent].take_in(&mine);
             }
         }
         all
@@ -296,12 +340,12 @@ impl KvCache {
 
     fn candidate(
         &self,
-        node: NodeId,
-        worth: &Worth,
+        weighed: &Weighed,
         now_ms: u64,
         running: &Running<'_, '_>,
     ) -> Option<Candidate> {
-        let (entry, id) = (self.tree.get(node)?, *self.ids.get(&node)?);
+        let (node, info) = (weighed.node, &weighed.info);
+        let entry = self.tree.get(node)?;
         let Held::Ram(block) = &entry.held else {
             return None;
         };
@@ -311,10 +355,9 @@ impl KvCache {
         if is_in_use && !running.may_sink(block) {
             return None;
         }
-        let info = self.tree.info(node)?;
         let is_cold = !is_in_use && now_ms.saturating_sub(entry.last_use_ms) >= COLD_MS;
         Some(Candidate {
-            id,
+            id: node.as_u64(),
             level: block.level(),
             bytes: block.charged_bytes(),
             hot_bytes: self.charged_hot_bytes(block),
@@ -322,15 +365,15 @@ impl KvCache {
             tokens: info.tokens as u64,
             before: (info.depth_blocks * self.pool.block_tokens()) as u64,
             uses_per_s: if is_in_use {
-                worth.uses_per_s.max(RUNNING_USES_PER_S)
+                weighed.uses_per_s.max(RUNNING_USES_PER_S)
             } else {
-                worth.uses_per_s
+                weighed.uses_per_s
             },
             is_on_disk: entry.is_on_disk,
             lowest: self.lowest(node, entry, is_cold),
             is_in_use,
             // Letting go of an inner block loses what is below it: only where that goes first.
-            may_drop: worth.is_whole && !worth.is_pinned,
+            may_drop: weighed.is_whole && !weighed.is_pinned,
         })
     }
 
@@ -354,9 +397,7 @@ impl KvCache {
         now_ms: u64,
         running: &mut Running<'_, '_>,
     ) {
-        let Some(&node) = self.nodes.get(&step.id) else {
-            return;
-        };
+        let node = NodeId::from_u64(step.id);
         match step.action {
             Action::Trim => {
                 self.trim(node, running);
@@ -374,24 +415,20 @@ impl KvCache {
             Action::Spill => {
                 if self.spill(node) {
                     self.stats.spilled_blocks += 1;
-                    self.let_go(node, Held::Disk);
+                    self.hold(node, Held::Disk);
                 }
             }
-            Action::DropCopied if self.is_stored(node) => self.let_go(node, Held::Disk),
+            Action::DropCopied if self.is_stored(node) => self.hold(node, Held::Disk),
             // Its record went with its segment: it is weighed again, as one that is on no disk. At the last it goes.
             Action::DropCopied if may != May::Drop => self.forget_copy(node),
             Action::DropCopied => {
                 self.stats.dropped_blocks += 1;
                 self.forget_copy(node);
-                self.let_go(node, Held::Gone);
+                self.drop_block(node);
             }
             Action::Drop => {
                 self.stats.dropped_blocks += 1;
-                if self.tree.evict(node).is_some() {
-                    self.forget(node, true);
-                } else {
-                    self.let_go(node, Held::Gone);
-                }
+                self.drop_block(node);
             }
         }
     }
@@ -399,12 +436,6 @@ impl KvCache {
     pub(super) fn forget_copy(&mut self, node: NodeId) {
         if let Some(entry) = self.tree.get_mut(node) {
             entry.is_on_disk = false;
-        }
-    }
-
-    pub(super) fn let_go(&mut self, node: NodeId, held: Held) {
-        if let Some(entry) = self.tree.get_mut(node) {
-            entry.held = held;
         }
     }
 }

@@ -154,17 +154,19 @@ impl KvCache {
     ) {
         let block_tokens = self.pool.block_tokens();
         self.stats.remote_tokens += (blocks.len() * block_tokens) as u64;
-        let entered = self.enter(namespace, tokens, known * block_tokens, now_ms, |index| {
-            let block = blocks.get(index.wrapping_sub(known));
-            (block.map_or(Held::Gone, |b| Held::Ram(b.clone())), false)
-        });
+        let (entered, first_use) =
+            self.enter(namespace, tokens, known * block_tokens, now_ms, |index| {
+                let block = blocks.get(index.wrapping_sub(known));
+                (block.map_or(Held::Gone, |b| Held::Ram(b.clone())), false)
+            });
         // Names of blocks that were let go of were there already, without the bytes.
         for (&node, block) in entered.iter().skip(known).zip(blocks) {
             let entry = self.tree.get(node);
             if entry.is_some_and(|entry| matches!(entry.held, Held::Gone)) {
-                self.let_go(node, Held::Ram(block.clone()));
+                self.hold(node, Held::Ram(block.clone()));
             }
         }
+        self.rank(&entered, first_use);
     }
 
     /// How long to wait for so many blocks: no longer than computing them would take. `None` if the store was

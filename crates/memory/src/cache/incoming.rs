@@ -8,6 +8,7 @@
 //! What was loaded is held by [`Incoming`] alone until it is attached; the tree learns of it when the sequence's
 //! blocks are inserted.
 
+use super::ranking::Use;
 use super::{Held, KvCache};
 use crate::hash::{BlockHash, Namespace};
 use crate::pool::Block;
@@ -131,8 +132,12 @@ impl KvCache {
         let near = &tokens[..known * block_tokens];
         let path = self.tree.peek(namespace, tokens).full;
         let turn = self.turn_after(path.last().copied());
-        let new_tokens = tokens.len() - path.len() * block_tokens;
-        self.touch(&path[known..], (turn, new_tokens), now_ms);
+        let of = Use {
+            now_ms,
+            turn,
+            new_tokens: tokens.len() - path.len() * block_tokens,
+        };
+        self.touch(&path[known..], of);
         if self.attach_known(namespace, near, table, now_ms) < near.len() {
             return None;
         }

@@ -58,6 +58,7 @@ impl KvCache {
             if block.is_none() {
                 break;
             }
+            self.rank_unused(node);
             promoted += 1;
         }
         self.stats.promoted_blocks += promoted as u64;

@@ -1,9 +1,10 @@
 //! Blocks that change their level in RAM, also while sequences attend to them.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
+
+use foldhash::HashMap;
 
 use super::free::Scope;
 use super::trim::trimmable_blocks;
@@ -34,7 +35,7 @@ pub(super) struct Places {
 
 impl<'r, 't> Running<'r, 't> {
     pub(super) fn new(tables: &'r mut [&'t mut BlockTable]) -> Self {
-        let mut places: HashMap<usize, Places> = HashMap::new();
+        let mut places: HashMap<usize, Places> = HashMap::default();
         for (number, table) in tables.iter().enumerate() {
             let (sinkable, trimmable) = (table.sinkable_blocks(), trimmable_blocks(table));
             for (index, block) in table.blocks().iter().enumerate() {
@@ -47,6 +48,10 @@ impl<'r, 't> Running<'r, 't> {
         Self { tables, places }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
     /// One block of one table, to sink whatever its place.
     fn of_one(tables: &'r mut [&'t mut BlockTable], index: usize) -> Self {
         let places = Places {
@@ -54,7 +59,7 @@ impl<'r, 't> Running<'r, 't> {
             stays_hot: false,
             stays_whole: true,
         };
-        let places = HashMap::from([(tables[0].blocks()[index].key(), places)]);
+        let places = HashMap::from_iter([(tables[0].blocks()[index].key(), places)]);
         Self { tables, places }
     }
 
@@ -143,7 +148,10 @@ impl KvCache {
                         drop(table.swap_block(index, cached));
                     }
                 }
-                _ => self.take_over(node, &table.share_block(index)),
+                _ => {
+                    self.take_over(node, &table.share_block(index));
+                    self.rank_unused(node);
+                }
             }
             if table.blocks()[index].level() < level {
                 let mut tables = [&mut *table];
@@ -189,12 +197,12 @@ impl KvCache {
         // The tree's claim, this one, and those of the tables.
         let sunk = if block.claims() == 2 + running.count(&block) {
             let places = running.take(&block);
-            self.let_go(node, Held::Gone);
+            self.put(node, Held::Gone);
             let sunk = self.pool.replace(block, level, &self.scratch[..bytes]);
             let is_sunk = sunk.is_ok();
             let block = sunk.unwrap_or_else(|block| block);
             running.fill(places, &block);
-            self.let_go(node, Held::Ram(block.clone()));
+            self.put(node, Held::Ram(block.clone()));
             is_sunk.then_some(block)
         } else {
             self.sink_copy(node, level, (bytes, &block), running)
@@ -229,7 +237,7 @@ impl KvCache {
         sunk.bytes_mut()?.copy_from_slice(&self.scratch[..bytes]);
         let places = running.take(block);
         running.fill(places, &sunk);
-        self.let_go(node, Held::Ram(sunk.clone()));
+        self.put(node, Held::Ram(sunk.clone()));
         Some(sunk)
     }
 

@@ -289,7 +289,7 @@ fn packing_frees_bytes_while_nothing_is_granted() {
 }
 
 #[test]
-fn a_large_tree_is_weighed_by_samples_and_can_still_be_freed_whole() {
+fn of_a_large_tree_little_is_weighed_and_it_can_still_be_freed_whole() {
     const TALKS: usize = 300;
     let budget = Budget::new(1 << 30);
     let pool = KvPool::new(&budget, 4096, 4);
@@ -305,8 +305,10 @@ fn a_large_tree_is_weighed_by_samples_and_can_still_be_freed_whole() {
     }
     assert_eq!(cache.len_blocks(), TALKS * 40);
     let freed = cache.free(4096, Occasion::Admission, 1_000_000);
-    // One was asked for; a share of all goes at once, so that weighing them pays.
-    assert_eq!(freed / 4096, TALKS as u64 * 40 / 128);
+    // One was asked for; a few go at once.
+    assert_eq!(freed / 4096, 16);
+    let weighed = cache.log().entries().last().unwrap().candidates;
+    assert!(weighed < 300, "{weighed} of {}", TALKS * 40);
     // No chain is cut: what is left of every talk is found from its start.
     let mut found = 0;
     for talk in 0..TALKS {

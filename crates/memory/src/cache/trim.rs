@@ -4,8 +4,9 @@
 //! whose successors all have one child: nothing ever branched off there. Where two sequences part, and where one ends,
 //! a window of whole blocks is kept as long as there is something else to give.
 
-use std::collections::HashMap;
 use std::ops::Range;
+
+use foldhash::HashMap;
 
 use super::sink::Running;
 use super::{Held, KvCache};
@@ -56,10 +57,12 @@ impl KvCache {
         let before = budget.charged();
         let mut running = Running::new(running);
         let may_trim = |node: &NodeId| match self.tree.get(*node).map(|entry| &entry.held) {
-            Some(Held::Ram(block)) => !block.is_trimmed() && running.may_trim(block),
+            Some(Held::Ram(block)) => {
+                block.is_shared() && !block.is_trimmed() && running.may_trim(block)
+            }
             _ => false,
         };
-        let mut nodes: Vec<NodeId> = self.tree.nodes().filter(may_trim).collect();
+        let mut nodes: Vec<NodeId> = self.nodes.values().copied().filter(may_trim).collect();
         if which == Trim::Unbranched && !nodes.is_empty() {
             let all: Vec<NodeId> = self.tree.nodes().collect();
             let single_file = self.single_file_tokens(&all);
@@ -88,12 +91,12 @@ impl KvCache {
             return false;
         }
         let places = running.take(&block);
-        self.let_go(node, Held::Gone);
+        self.put(node, Held::Gone);
         let trimmed = self.pool.trim(block, bytes);
         let is_trimmed = trimmed.is_ok();
         let block = trimmed.unwrap_or_else(|block| block);
         running.fill(places, &block);
-        self.let_go(node, Held::Ram(block));
+        self.put(node, Held::Ram(block));
         self.stats.trimmed_blocks += u64::from(is_trimmed);
         is_trimmed
     }
@@ -153,7 +156,7 @@ impl KvCache {
 
     /// For each of `nodes`, the tokens that follow it in single file: up to where a sequence ends, or two part.
     pub(super) fn single_file_tokens(&self, nodes: &[NodeId]) -> HashMap<NodeId, usize> {
-        let mut all = HashMap::new();
+        let mut all = HashMap::default();
         if self.pool.window().is_none() {
             return all;
         }
@@ -207,7 +210,7 @@ impl KvCache {
     /// Lets the tree hold `block` as `node`'s, unless that holds more of it somewhere else.
     pub(super) fn take_over(&mut self, node: NodeId, block: &Block) {
         if !block.is_trimmed() || !self.is_held(node) || self.is_trimmed(node) {
-            self.let_go(node, Held::Ram(block.clone()));
+            self.hold(node, Held::Ram(block.clone()));
         }
     }
 

@@ -178,6 +178,13 @@ impl DiskStore {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Bytes of RAM that the index takes, roughly.
+    #[must_use]
+    pub fn index_bytes(&self) -> usize {
+        // A table is three quarters full on average.
+        self.lock().index.len() * size_of::<(BlockHash, Location)>() * 4 / 3
+    }
+
     /// Bytes that a buffer of [`read_into`](Self::read_into) needs beside the payload.
     #[must_use]
     pub fn slack_bytes(&self) -> usize {

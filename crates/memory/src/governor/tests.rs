@@ -188,7 +188,9 @@ fn what_may_be_lossy_packs_with_loss_and_nothing_else_does() {
             ..block(0)
         };
         let situation = situation(MIB, vec![candidate]);
-        let packed = demotions(&candidate, &situation)
+        let mut steps = Vec::new();
+        Weighing::new(&candidate, &situation).push_demotions(&mut steps);
+        let packed = steps
             .into_iter()
             .find(|step| step.action == Action::Demote(Level::Packed));
         packed.map(|step| step.frees_bytes * 10 / MIB)

@@ -16,7 +16,10 @@
 //! *Not* before it has seen a few thousand uses: until then it is LRU within classes. *Not* where memory
 //! for the remembered ids (as many as blocks are held) is dear.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use foldhash::HashMap;
 
 use super::{Facts, Id, Policy, Queue};
 
@@ -39,8 +42,10 @@ const RENEWAL_EVENTS: u32 = 2048;
 const FIRST_RENEWAL_EVENTS: u32 = 128;
 /// What remains of old counts at a renewal.
 const FADE: f32 = 0.97;
-/// Evicted blocks remembered at least; more where more are held. About 64 bytes each.
+/// Evicted blocks remembered at least; more where more are held.
 const REMEMBERED: usize = 1 << 15;
+/// Bytes that a block takes, held or remembered: in a table, and twice in a queue.
+const KNOWN_BYTES: usize = 2 * size_of::<(Id, Entry)>() + 64;
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     class: usize,
@@ -75,6 +80,8 @@ pub struct CostModel {
     events: u32,
     /// Events before the next renewal.
     renewal_events: u32,
+    /// Evicted blocks remembered at least.
+    remembered: usize,
     /// Learns no more.
     is_fixed: bool,
 }
@@ -90,13 +97,14 @@ impl Default for CostModel {
                 .collect(),
         };
         Self {
-            entries: HashMap::new(),
+            entries: HashMap::default(),
             queues: vec![Queue::default(); CLASSES],
             counts: vec![counts; CLASSES],
-            gone: HashMap::new(),
+            gone: HashMap::default(),
             gone_order: Queue::default(),
             events: 0,
             renewal_events: FIRST_RENEWAL_EVENTS,
+            remembered: REMEMBERED,
             is_fixed: false,
         }
     }
@@ -160,6 +168,18 @@ fn class_of(uses: u32, facts: &Facts) -> usize {
 }
 
 impl CostModel {
+    /// From now on it remembers blocks that are not held in so many bytes, or as many as it takes for those that are.
+    pub fn remember_within(&mut self, bytes: usize, now: u64) {
+        self.remembered = (bytes / KNOWN_BYTES).min(REMEMBERED);
+        self.trim_gone(now);
+    }
+
+    /// Bytes that what it knows of blocks takes, roughly.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        (self.entries.len() + self.gone.len()) * KNOWN_BYTES
+    }
+
     /// Counts a stay that ended, by a use or else, at `end`.
     fn count(&mut self, entry: &Entry, end: u64, by_use: bool) {
         let counts = &mut self.counts[entry.class];
@@ -235,6 +255,42 @@ impl CostModel {
         })
     }
 
+    /// The `count` held blocks that are worth least, in order. Those that `may_go` turns down are [deferred](Policy::defer).
+    ///
+    /// As with [`candidate`](Policy::candidate), the blocks of a class come in the order of their last use.
+    pub fn least(&mut self, count: usize, now: u64, may_go: impl Fn(Id) -> bool) -> Vec<Id> {
+        self.renew_if_due(now);
+        let next = |class: usize, from: u64| {
+            let (place, id) = self.queues[class].at_or_behind(from)?;
+            // Worths are not negative, and such numbers are in the order of their bits.
+            let worth = self.worth(self.entries.get(&id)?, now).to_bits();
+            Some(Reverse((worth, class, place, id)))
+        };
+        let mut heads: BinaryHeap<_> = (0..CLASSES).filter_map(|class| next(class, 0)).collect();
+        let (mut least, mut deferred) = (Vec::new(), Vec::new());
+        while least.len() < count
+            && let Some(Reverse((_, class, place, id))) = heads.pop()
+        {
+            heads.extend(next(class, place + 1));
+            match may_go(id) {
+                true => least.push(id),
+                false => deferred.push(id),
+            }
+        }
+        deferred.into_iter().for_each(|id| self.defer(id));
+        least
+    }
+
+    /// A block that was evicted is held again, and nobody used it: as if it had stayed. `false` if it is not remembered.
+    pub fn take_back(&mut self, id: Id) -> bool {
+        let Some(entry) = self.gone.remove(&id) else {
+            return false;
+        };
+        self.gone_order.remove(id);
+        self.place(id, entry);
+        true
+    }
+
     /// A model that holds no block, knows what this one has learned by `now`, and learns no more: what an
     /// online policy with these classes could know at best, for trace replays.
     #[must_use]
@@ -250,7 +306,7 @@ impl CostModel {
 
     /// Forgets the oldest evicted blocks: they did not come back.
     fn trim_gone(&mut self, now: u64) {
-        while self.gone_order.len() > (2 * self.entries.len()).max(REMEMBERED) {
+        while self.gone_order.len() > (2 * self.entries.len()).max(self.remembered) {
             let Some(id) = self.gone_order.pop_front() else {
                 return;
             };

@@ -7,7 +7,7 @@
 //! *Not* for caches of a few dozen blocks (a tenth of them is no filter), nor where the second use comes
 //! long after the first, as with conversations and their thinking pauses: the small queue is too short.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 use super::{Facts, Id, Policy, Queue};
 

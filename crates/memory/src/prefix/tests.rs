@@ -50,6 +50,7 @@ fn a_longer_block_takes_the_place_of_a_partial_one() {
     let ns = namespace("a");
     let short = tree.insert(&ns, &[1, 2], |_| "short").path[0];
     assert_eq!(tree.insert(&ns, &[1], |_| "never").path, [short]);
+    let short = tree.info(short).unwrap().hash;
     let long = tree.insert(&ns, &[1, 2, 3, 4], |_| "long");
     assert_eq!(
         (long.replaced, long.new_nodes, tree.len()),

@@ -108,15 +108,19 @@ pub(super) fn hazards(class: &Exposure, pooled: &[f32], factor: f32) -> Vec<f32>
 /// From the hazards, for each age: the greatest uses per unit of time that keeping the block until some
 /// later age, or its use, promises (the Gittins index of the stay).
 pub(super) fn densities(hazards: &[f32], oldest: usize, out: &mut [f32]) {
+    // For each age: the share that is used within it, and the mean time spent in it, of those who come into it.
+    let ages = hazards.iter().enumerate().map(|(age, hazard)| {
+        let used = -(-hazard * age_width(age)).exp_m1();
+        (used, used / hazard)
+    });
+    let ages: Vec<(f32, f32)> = ages.collect();
     for (age, out) in out.iter_mut().enumerate() {
         let (mut survival, mut uses, mut time, mut best) = (1.0f32, 0.0f32, 0.0f32, 0.0f32);
         let end = AGES.min(oldest + 2).max(age + 1);
-        for (later, hazard) in hazards.iter().enumerate().take(end).skip(age) {
-            let gone = -(-hazard * age_width(later)).exp_m1();
-            uses += survival * gone;
-            // The mean time spent in this age, by those who come into it.
-            time += survival * gone / hazard;
-            survival *= 1.0 - gone;
+        for (used, spent) in &ages[age..end] {
+            uses += survival * used;
+            time += survival * spent;
+            survival *= 1.0 - used;
             best = best.max(uses / time);
             if survival < 1e-3 {
                 break;
