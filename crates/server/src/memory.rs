@@ -217,6 +217,8 @@ fn describe(app: &App) -> Value {
             "running": report.running,
             "waiting": report.waiting,
             "steps": report.steps,
+            "step_seconds": report.stepping.as_secs_f64(),
+            "governor_seconds": report.cache.weighing.as_secs_f64(),
             "preemptions": report.preemptions,
             "generation_tokens": app.engine.shared.metrics.generation_tokens.get(),
             "requests": requests,

@@ -194,6 +194,16 @@ fn requests(out: &mut Text, metrics: &Metrics, report: &Report) {
         report.preemptions,
     );
     out.counter(&["neap_steps_total"], "Steps computed.", report.steps);
+    out.counter(
+        &["neap_step_seconds_total"],
+        "Time that steps took.",
+        report.stepping.as_secs_f64(),
+    );
+    out.counter(
+        &["neap_governor_seconds_total"],
+        "Time that the governor took to decide, most of it within steps.",
+        report.cache.weighing.as_secs_f64(),
+    );
 }
 
 fn tokens(out: &mut Text, metrics: &Metrics, report: &Report) {

@@ -1,5 +1,7 @@
 //! The engine's figures, as they are published for readers on other threads.
 
+use std::time::Duration;
+
 use neap_engine::{AdapterState, AttendedTokens, Engine};
 use neap_memory::cache::{CacheStats, Census};
 use neap_memory::governor::{Action, LogEntry, Occasion};
@@ -20,6 +22,8 @@ pub struct Report {
     pub waiting: usize,
     /// Steps computed.
     pub steps: u64,
+    /// Time that they took.
+    pub stepping: Duration,
     /// Counters of the prefix cache.
     pub cache: CacheStats,
     /// Cached blocks by level, in the order of `Level::ALL`.
@@ -106,6 +110,7 @@ impl Report {
             running,
             waiting,
             steps: engine.steps(),
+            stepping: Duration::ZERO,
             cache: cache.stats(),
             levels: cache.census(),
             cached_blocks: cache.len_blocks(),

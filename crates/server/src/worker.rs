@@ -142,6 +142,7 @@ impl Handle {
                 model: loaded.model.id.clone(),
             },
             published: Instant::now(),
+            stepping: Duration::ZERO,
             idle: Idle::default(),
         };
         worker.engine.set_step_ms(settings.step_ms);
@@ -300,6 +301,8 @@ struct Worker<D> {
     keeper: Keeper,
     told: Told,
     published: Instant,
+    /// Time that steps took so far.
+    stepping: Duration,
     idle: Idle,
 }
 
@@ -371,7 +374,7 @@ impl<D: Decoder> Worker<D> {
             }
             self.cancel_abandoned();
             self.rest();
-            let events = self.engine.step(clock_ms());
+            let events = self.step();
             self.deliver(events);
             let is_idle = self.engine.is_idle();
             self.keeper
@@ -387,6 +390,16 @@ impl<D: Decoder> Worker<D> {
         // With a disk level, what the cache holds is found again after a restart.
         self.engine.clear_cache();
         self.publish();
+    }
+
+    /// One step of the engine, timed if there was something to compute.
+    fn step(&mut self) -> Vec<Event> {
+        let (steps, start) = (self.engine.steps(), Instant::now());
+        let events = self.engine.step(clock_ms());
+        if self.engine.steps() > steps {
+            self.stepping += start.elapsed();
+        }
+        events
     }
 
     /// What an engine does that has nothing to compute.
@@ -642,7 +655,10 @@ impl<D: Decoder> Worker<D> {
             new_tokens: a.new_tokens,
             age_ms: a.arrived.elapsed().as_millis() as u64,
         });
-        let report = Report::of(&self.engine, requests.collect());
+        let report = Report {
+            stepping: self.stepping,
+            ..Report::of(&self.engine, requests.collect())
+        };
         *self
             .shared
             .report
