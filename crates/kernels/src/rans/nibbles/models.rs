@@ -1,6 +1,6 @@
 //! The models that rows are coded by.
 
-use super::{LANES, SCALE_BITS, SYMBOLS};
+use super::{LANES, LOW, SCALE_BITS, SYMBOLS};
 
 const SCALE: u32 = 1 << SCALE_BITS;
 /// One, in numbers of 32 bits after the point.
@@ -114,6 +114,9 @@ fn power(base: u64, exponent: u32) -> u64 {
 pub(super) struct Model {
     /// The symbol of each slot.
     pub(super) slots: [u8; SCALE as usize],
+    /// By slot the largest high byte of a state that needs a refill once its symbol is taken; zero, which no state has, if
+    /// none does.
+    pub(super) small: [u8; SCALE as usize],
     pub(super) frequencies: [u8; SYMBOLS],
     /// Sums of the frequencies before.
     pub(super) starts: [u8; SYMBOLS],
@@ -125,6 +128,7 @@ impl Model {
     fn new(frequencies: [u8; SYMBOLS]) -> Self {
         let mut model = Self {
             slots: [0; SCALE as usize],
+            small: [0; SCALE as usize],
             frequencies,
             starts: [0; SYMBOLS],
             reciprocals: [0, 1].map(|byte| {
@@ -137,6 +141,10 @@ impl Model {
             model.starts[symbol] = start as u8;
             let end = start + usize::from(frequency);
             model.slots[start..end].fill(symbol as u8);
+            for (rest, small) in model.small[start..end].iter_mut().enumerate() {
+                // frequency * high + rest < LOW
+                *small = ((usize::from(LOW - 1) - rest) / usize::from(frequency)) as u8;
+            }
             start = end;
         }
         model
@@ -214,6 +222,22 @@ mod tests {
             let sum: u32 = frequencies.iter().map(|&f| u32::from(f)).sum();
             assert_eq!(sum, SCALE, "{shape:?}");
             assert!(frequencies.iter().all(|&f| f > 0), "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_small_is_told_by_slot_and_high_byte() {
+        for shape in SHAPES {
+            let model = Model::new(shape.frequencies());
+            for slot in 0..SCALE {
+                let symbol = usize::from(model.slots[slot as usize]);
+                let rest = slot - u32::from(model.starts[symbol]);
+                for high in 1..=255 {
+                    let next = u32::from(model.frequencies[symbol]) * high + rest;
+                    let is_small = high <= u32::from(model.small[slot as usize]);
+                    assert_eq!(is_small, next < u32::from(LOW), "{high}, {slot}");
+                }
+            }
         }
     }
 }
