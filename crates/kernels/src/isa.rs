@@ -73,6 +73,12 @@ impl Isa {
         !matches!(self, Isa::Scalar | Isa::Neon) && self.is_available()
     }
 
+    /// Whether this machine has it and NEON with it, for kernels that need no more.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn includes_neon(self) -> bool {
+        self == Isa::Neon && self.is_available()
+    }
+
     /// The name that [`FromStr`] takes.
     pub fn name(self) -> &'static str {
         match self {

@@ -7,7 +7,7 @@
 
 pub mod bytes;
 pub mod nibbles;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod shuffles;
 
 /// Coded bytes that are none.

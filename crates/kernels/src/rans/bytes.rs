@@ -21,6 +21,8 @@ use crate::Isa;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(test)]
 mod tests;
 
@@ -272,6 +274,13 @@ fn encode_part(
         // SAFETY: the machine has AVX2.
         (groups, at) = unsafe { avx2::encode(&ranges, groups, states, &mut out[..at]) };
     }
+    #[cfg(target_arch = "aarch64")]
+    if isa.includes_neon()
+        && let Ok(states) = states.try_into()
+    {
+        // SAFETY: the machine has NEON.
+        (groups, at) = unsafe { neon::encode(&ranges, groups, states, &mut out[..at]) };
+    }
     let _ = isa;
     for group in groups.chunks_exact(states.len()).rev() {
         for (&value, state) in group.iter().zip(states.iter_mut()).rev() {
@@ -452,6 +461,16 @@ impl Stream<'_> {
                 // SAFETY: the machine has AVX2.
                 unsafe { avx2::decode(slots, stream, states, whole) }
             };
+            return self.decode_plain(slots, rest);
+        }
+        #[cfg(target_arch = "aarch64")]
+        if isa.includes_neon()
+            && let (Ok(states), Some(slots)) =
+                (self.states.as_mut_slice().try_into(), slots.first_chunk())
+        {
+            let (whole, rest) = part.as_chunks_mut();
+            // SAFETY: the machine has NEON.
+            self.at = unsafe { neon::decode(slots, (self.bytes, self.at), states, whole) };
             return self.decode_plain(slots, rest);
         }
         let part = match (self.states.as_mut_slice().try_into(), slots.first_chunk()) {

@@ -22,6 +22,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod models;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(test)]
 mod tests;
 
@@ -88,6 +90,11 @@ fn encode_rows(
         // SAFETY: the machine has AVX2.
         return unsafe { avx2::encode(rows, chosen, states, out) };
     }
+    #[cfg(target_arch = "aarch64")]
+    if isa.includes_neon() {
+        // SAFETY: the machine has NEON.
+        return unsafe { neon::encode(rows, chosen, states, out) };
+    }
     let _ = isa;
     encode_plain(rows, chosen, states, out)
 }
@@ -99,32 +106,44 @@ fn encode_plain(
     states: &mut [u16; LANES],
     out: &mut [u8],
 ) -> Option<usize> {
+    encode_each(rows, chosen, out, |row, model, room| {
+        encode_row(row, model, states, room)
+    })
+}
+
+/// Encodes rows into the end of `out`, the last first, each by what writes one to the end of its room and says how many
+/// bytes it has taken; where they begin then.
+#[inline(always)]
+fn encode_each(
+    rows: &[Row],
+    chosen: &[u8],
+    out: &mut [u8],
+    mut encode_row: impl FnMut(&Row, &Model, &mut [u8; LANES]) -> usize,
+) -> Option<usize> {
     let models = models();
     let mut at = out.len();
     for (row, &model) in rows.iter().zip(chosen).rev() {
-        at = encode_row(row, models.get(model), states, &mut out[..at])?;
+        let room = out[..at].last_chunk_mut()?;
+        at -= encode_row(row, models.get(model), room);
     }
     Some(at)
 }
 
-/// Encodes one row into the end of `out`, which must have room for it at its longest; where it begins then.
+/// Writes a row to the end of `room`; how many bytes. What stands before them there is lost.
 fn encode_row(
     row: &Row,
     model: &Model,
     states: &mut [u16; LANES],
-    out: &mut [u8],
-) -> Option<usize> {
-    let mut at = out.len();
-    if at < LANES {
-        return None;
-    }
+    room: &mut [u8; LANES],
+) -> usize {
+    let mut at = LANES;
     for (&symbol, state) in row.iter().zip(states).rev() {
         let symbol = usize::from(symbol);
         let frequency = u32::from(model.frequencies[symbol]);
         let mut rest = u32::from(*state);
         let is_large = rest >> SCALE_BITS >= frequency;
         // Counts only if it is taken off; what stands there otherwise is written over.
-        out[at - 1] = rest as u8;
+        room[at - 1] = rest as u8;
         at -= usize::from(is_large);
         rest >>= 8 * u32::from(is_large);
         let [low, high] = model.reciprocals;
@@ -135,7 +154,7 @@ fn encode_row(
         rest -= quotient * frequency;
         *state = ((quotient << SCALE_BITS) + rest + u32::from(model.starts[symbol])) as u16;
     }
-    Some(at)
+    LANES - at
 }
 
 /// Decodes rows in the order in which they were given to [`encode`].
@@ -192,6 +211,12 @@ impl<'a> Decoder<'a> {
         } else if self.isa.includes_avx2() {
             // SAFETY: the machine has AVX2.
             unsafe { avx2::decode(self, chosen, rows) };
+            return self.check_end();
+        }
+        #[cfg(target_arch = "aarch64")]
+        if self.isa.includes_neon() {
+            // SAFETY: the machine has NEON.
+            unsafe { neon::decode(self, chosen, rows) };
             return self.check_end();
         }
         self.decode_plain(chosen, rows);

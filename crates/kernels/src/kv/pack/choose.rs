@@ -84,7 +84,7 @@ mod tests {
                 (rows, models)
             };
             let reference = chosen(Isa::Scalar);
-            for isa in [Isa::Avx2, Isa::Avx512] {
+            for isa in Isa::available() {
                 prop_assert_eq!(&chosen(isa), &reference);
             }
         }

@@ -3,10 +3,8 @@ use crate::kv::tests::numbers;
 use crate::kv::{CodeBits, KvBlock, coarsen_block, convert_block, read_kv, write_kv_run};
 use proptest::prelude::*;
 
-const ISAS: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
-
 fn isas() -> impl Iterator<Item = Isa> {
-    ISAS.into_iter().filter(|isa| isa.is_available())
+    Isa::available().into_iter()
 }
 
 /// A block of 16-bit numbers: those of `seed`, of each channel its own spread.

@@ -2,9 +2,7 @@ use super::*;
 use proptest::prelude::*;
 
 fn isas() -> impl Iterator<Item = Isa> {
-    [Isa::Scalar, Isa::Avx2, Isa::Avx512]
-        .into_iter()
-        .filter(|isa| isa.is_available())
+    Isa::available().into_iter()
 }
 
 fn encoded(parts: &[&[u8]]) -> Vec<u8> {

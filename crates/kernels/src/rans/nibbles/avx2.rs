@@ -4,7 +4,7 @@
 //! the first register of states has lanes 0 to 7 and 16 to 23.
 
 use super::models::Costs;
-use super::{Decoder, LANES, Model, Row, SYMBOLS, models};
+use super::{Decoder, LANES, Model, Row, SYMBOLS, encode_each, models};
 use crate::rans::ahead;
 use crate::rans::shuffles::{compress_bytes, expand_bytes};
 use std::arch::x86_64::*;
@@ -71,13 +71,10 @@ pub(super) unsafe fn encode(
     states: &mut [u16; LANES],
     out: &mut [u8],
 ) -> Option<usize> {
-    let models = models();
     let mut registers = load_states(states);
-    let mut at = out.len();
-    for (row, &model) in rows.iter().zip(chosen).rev() {
-        let room = out[..at].last_chunk_mut()?;
-        at -= encode_row(load(row), models.get(model), &mut registers, room);
-    }
+    let at = encode_each(rows, chosen, out, |row, model, room| {
+        encode_row(load(row), model, &mut registers, room)
+    })?;
     store_states(registers, states);
     Some(at)
 }
