@@ -10,7 +10,10 @@ mod quantize;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use blocks::{DecodedBlock, decode_block, unpack_scales_words};
+pub(crate) use blocks::{DecodedBlock, decode_block};
+pub(crate) use blocks::{
+    IQ4_CODES, MXFP4_CODES, half_power_of_two, iq4xs_scales, q3k_scales, unpack_scales_words,
+};
 pub use half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 use std::fmt;

@@ -21,7 +21,7 @@ mod tests;
 use crate::Context;
 use crate::format::WeightFormat;
 use crate::matrix::Weights;
-use crate::matrix::layout::{GROUP_PANELS, has_panels};
+use crate::matrix::layout::GROUP_PANELS;
 use crate::pool::WorkerPanic;
 use crate::simd::{Kernels, LANES, kernels};
 use activation::{Activations, Needs};
@@ -64,8 +64,7 @@ impl MatmulScratch {
         quantized.max(values) + threads.max(1) * SCRATCH_BYTES
     }
 
-    /// Bytes that the same products need where all weights are quantized in a format with integer
-    /// kernels (Q4_0, Q8_0, Q4_K, Q5_K, Q6_K): less than half.
+    /// Bytes that the same products need where all weights are quantized: little more than half.
     pub fn bytes_needed_quantized(n: usize, cols: usize, threads: usize) -> usize {
         Activations::bytes_needed(Needs::QUANTIZED, n.min(MAX_ROWS), cols)
             + threads.max(1) * SCRATCH_BYTES
@@ -144,7 +143,7 @@ pub fn matmul(
 
 /// Whether products with this format are made of integer dot products.
 pub(crate) fn is_integer(format: WeightFormat) -> bool {
-    !format.is_float() && has_panels(format)
+    !format.is_float()
 }
 
 impl Needs {
@@ -152,7 +151,9 @@ impl Needs {
     const QUANTIZED: Needs = Needs {
         codes: true,
         sums: true,
+        sums_of_16: true,
         offset8: true,
+        offset16: true,
         offset128: true,
         offset32_by_16: true,
         values: false,
@@ -162,7 +163,9 @@ impl Needs {
     const VALUES: Needs = Needs {
         codes: false,
         sums: false,
+        sums_of_16: false,
         offset8: false,
+        offset16: false,
         offset128: false,
         offset32_by_16: false,
         values: true,
@@ -179,11 +182,17 @@ impl Needs {
             needs.codes |= quantized;
             needs.values |= !quantized;
             match format {
+                WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => {}
                 WeightFormat::Q4_0 => needs.offset8 = true,
-                WeightFormat::Q8_0 => needs.offset128 |= !wide_is_signed,
-                WeightFormat::Q4K | WeightFormat::Q5K => needs.sums = true,
-                WeightFormat::Q6K => needs.offset32_by_16 = true,
-                _ => {}
+                WeightFormat::Q5_0 | WeightFormat::MXFP4 => needs.offset16 = true,
+                WeightFormat::Q8_0 | WeightFormat::IQ4NL | WeightFormat::IQ4XS => {
+                    needs.offset128 |= !wide_is_signed;
+                }
+                WeightFormat::Q4_1 | WeightFormat::Q5_1 | WeightFormat::Q4K | WeightFormat::Q5K => {
+                    needs.sums = true
+                }
+                WeightFormat::Q2K => needs.sums_of_16 = true,
+                WeightFormat::Q3K | WeightFormat::Q6K => needs.offset32_by_16 = true,
             }
         }
         needs

@@ -11,7 +11,7 @@ use crate::Context;
 use crate::format::WeightFormat;
 use crate::pool::WorkerPanic;
 use crate::simd::{LANES, kernels};
-use layout::{GROUP_PANELS, has_panels, panel_len};
+use layout::{GROUP_PANELS, panel_len};
 
 /// Bytes that do not have the length of a matrix of this shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -107,18 +107,6 @@ impl<'a> MatrixRef<'a> {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         let len = self.row_bytes();
         &self.bytes[row * len..][..len]
-    }
-
-    /// Writes the values of one row from column `first` on, a whole number of blocks, into `out`.
-    ///
-    /// # Panics
-    /// If there are no such columns.
-    pub(crate) fn dequantize_part(&self, row: usize, first: usize, out: &mut [f32]) {
-        let blocks = |values: usize| values / self.format.block_len() * self.format.block_bytes();
-        let bytes = &self.row(row)[blocks(first)..][..blocks(out.len())];
-        if let Err(error) = self.format.dequantize(bytes, out) {
-            unreachable!("columns {first} on of a row: {error}");
-        }
     }
 
     /// Writes the values of one row into `out`: the embedding of a token, for one.
@@ -249,41 +237,15 @@ impl Weights<'_> {
             Weights::Panels(m) => m.cols,
         }
     }
-
-    /// The matrix as rows: also "panels" of a format that has no panel layout.
-    ///
-    /// # Panics
-    /// If the weights are packed in panels.
-    pub(crate) fn as_rows(&self) -> MatrixRef<'_> {
-        match *self {
-            Weights::Rows(m) => m,
-            Weights::Panels(PanelsRef {
-                format,
-                rows,
-                cols,
-                bytes,
-            }) => {
-                assert!(!has_panels(format), "{format} has panels");
-                MatrixRef {
-                    format,
-                    rows,
-                    cols,
-                    bytes,
-                }
-            }
-        }
-    }
 }
 
 /// Bytes that [`pack`] writes for a matrix of this shape; `usize::MAX` where the shape is not
 /// possible, so that no buffer ever fits.
 ///
-/// That is the bytes of the file and 0 % (Q4_0, Q8_0, float formats) to 2.8 % (Q4_K) more, and what
-/// the last panel lacks to 16 rows.
+/// That is the bytes of the file and 0 % (most formats) to 5.9 % (MXFP4) more, and what the last panel lacks to 16 rows.
 pub fn panel_bytes(format: WeightFormat, rows: usize, cols: usize) -> usize {
     let bytes = match format.row_bytes(cols) {
         None => None,
-        Some(row) if !has_panels(format) => row.checked_mul(rows),
         Some(_) => panel_len(format, cols).and_then(|b| b.checked_mul(rows.div_ceil(LANES))),
     };
     bytes.unwrap_or(usize::MAX)
@@ -302,8 +264,7 @@ pub fn pack(ctx: Context<'_>, matrix: MatrixRef<'_>, out: &mut [u8]) -> Result<(
     let needed = panel_bytes(matrix.format, matrix.rows, matrix.cols);
     assert_eq!(out.len(), needed, "the length of the panels");
     let group = GROUP_PANELS * panel_len(matrix.format, matrix.cols).unwrap_or(0);
-    if !has_panels(matrix.format) || group == 0 {
-        out.copy_from_slice(matrix.bytes);
+    if group == 0 {
         return Ok(());
     }
     let kernels = kernels(ctx.isa);

@@ -48,10 +48,16 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn load_b(from: *const u8) -> Self::B;
     /// Writes 64 bytes.
     unsafe fn store_b(to: *mut u8, bytes: Self::B);
-    /// `byte >> shift & 0xF` for each byte; `shift` is 0 or 4.
-    unsafe fn nibbles(bytes: Self::B, shift: u32) -> Self::B;
-    /// `low | (high >> shift & MASK) << 4` for each byte; `MASK` is 1 or 3, `shift` at most 7.
-    unsafe fn join_bits<const MASK: u8>(low: Self::B, high: Self::B, shift: u32) -> Self::B;
+    /// `byte >> shift & MASK` for each byte; the mask's bits are within a byte so shifted.
+    unsafe fn bits<const MASK: u8>(bytes: Self::B, shift: u32) -> Self::B;
+    /// `low | (high >> shift & MASK) << AT` for each byte; `MASK` is 1 or 3, `shift` at most 7.
+    unsafe fn join_bits<const MASK: u8, const AT: i32>(
+        low: Self::B,
+        high: Self::B,
+        shift: u32,
+    ) -> Self::B;
+    /// `table[index]` for each byte; indices are at most 15.
+    unsafe fn lookup(indices: Self::B, table: &[u8; 16]) -> Self::B;
 
     /// The same number in every lane.
     unsafe fn splat_i(value: i32) -> Self::I;
@@ -77,6 +83,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn load_u8(from: *const u8) -> Self::F;
     /// Reads 16 signed bytes as numbers.
     unsafe fn load_i8(from: *const u8) -> Self::F;
+    /// Reads 16 bytes; `byte >> shift & 0xF` as numbers, `shift` being 0 or 4.
+    unsafe fn load_u4(from: *const u8, shift: u32) -> Self::F;
     /// `a - b`.
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b`.

@@ -80,12 +80,13 @@ fn matrices_are_those_of_the_reference() {
     }
 }
 
-/// What is between is the rounding of activations to 8 bits, as with all quantized weights: 0.03 where it is most. Codes in
-/// another order give 1.
+/// What is between is the rounding of activations to 8 bits, as with all quantized weights. `golden/reference.py` says of
+/// the converted files that it and keys and values in f16 come to 0.029, 0.062 and 0.055; the tolerance is twice that.
+/// Codes in another order give 1.
 #[test]
 fn logits_are_those_of_the_unpacked_model() {
     let prompt = Prompt::read();
-    for (name, ..) in MODELS {
+    for ((name, ..), tolerance) in MODELS.into_iter().zip([0.06, 0.125, 0.11]) {
         for (source, setup) in [
             (packed(name), fast()),
             (packed(name), PLAIN),
@@ -99,7 +100,7 @@ fn logits_are_those_of_the_unpacked_model() {
                 println!(
                     "{name:15} {position:2} relative L2 {relative:.2e}, largest {largest:.2e}"
                 );
-                assert!(relative < 0.06, "{name} {position}: {relative}");
+                assert!(relative < tolerance, "{name} {position}: {relative}");
             }
         }
     }

@@ -122,15 +122,16 @@ fn nibbles(bytes: &[u8], offset: i8, codes: &mut [i8]) {
 }
 
 /// Codes of IQ4_NL and IQ4_XS: denser around 0, as weights are.
-pub(super) const IQ4_CODES: [i8; 16] = [
+pub(crate) const IQ4_CODES: [i8; 16] = [
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ];
 
 /// Twice the values of a 4-bit floating-point number with 2 bits of exponent and 1 of fraction.
-pub(super) const MXFP4_CODES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(crate) const MXFP4_CODES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// `2^(exponent - 128)`: half of what an 8-bit exponent stands for, since codes are doubled.
-pub(super) fn half_power_of_two(exponent: u8) -> f32 {
+#[inline(always)]
+pub(crate) fn half_power_of_two(exponent: u8) -> f32 {
     match exponent {
         0 | 1 => f32::from_bits(0x0020_0000 << exponent), // subnormal
         _ => f32::from_bits(u32::from(exponent - 1) << 23),
@@ -180,14 +181,34 @@ fn decode_q2k(block: &[u8], out: &mut DecodedBlock) {
     }
 }
 
+/// The scales of Q3_K: lower four bits of eight and of eight more, then their upper two, less 32.
+#[inline(always)]
+pub(crate) fn q3k_scales(packed: &[u8; 12]) -> [i8; 16] {
+    std::array::from_fn(|g| {
+        let four = packed[g % 8] >> (g / 8 * 4) & 0xF;
+        let two = packed[8 + g % 4] >> (g / 4 * 2) & 3;
+        (four | two << 4) as i8 - 32
+    })
+}
+
+/// The scales of IQ4_XS: the upper two bits of all, then the lower four, less 32.
+#[inline(always)]
+pub(crate) fn iq4xs_scales(packed: &[u8; 6]) -> [i8; 8] {
+    let high = u16::from_le_bytes([packed[0], packed[1]]);
+    std::array::from_fn(|g| {
+        let four = packed[2 + g / 2] >> (g % 2 * 4) & 0xF;
+        let two = (high >> (g * 2) & 3) as u8;
+        (four | two << 4) as i8 - 32
+    })
+}
+
 fn decode_q3k(block: &[u8], out: &mut DecodedBlock) {
     let (high, low, packed) = (&block[..32], &block[32..96], &block[96..108]);
     let d = half_at(block, 108);
     out.group_len = 16;
-    for g in 0..16 {
-        let four = packed[g % 8] >> (g / 8 * 4) & 0xF;
-        let two = packed[8 + g % 4] >> (g / 4 * 2) & 3;
-        out.scales[g] = d * f32::from((four | two << 4) as i8 - 32);
+    let packed = std::array::from_fn(|i| packed[i]);
+    for (g, scale) in q3k_scales(&packed).into_iter().enumerate() {
+        out.scales[g] = d * f32::from(scale);
         out.mins[g] = 0.0;
     }
     for (i, code) in out.codes.iter_mut().enumerate() {
@@ -199,12 +220,10 @@ fn decode_q3k(block: &[u8], out: &mut DecodedBlock) {
 
 fn decode_iq4xs(block: &[u8], out: &mut DecodedBlock) {
     let d = half_at(block, 0);
-    let high = u16::from_le_bytes([block[2], block[3]]);
+    let packed = std::array::from_fn(|i| block[2 + i]);
     out.group_len = 32;
-    for g in 0..8 {
-        let four = block[4 + g / 2] >> (g % 2 * 4) & 0xF;
-        let two = (high >> (g * 2) & 3) as u8;
-        out.scales[g] = d * f32::from((four | two << 4) as i8 - 32);
+    for (g, scale) in iq4xs_scales(&packed).into_iter().enumerate() {
+        out.scales[g] = d * f32::from(scale);
         out.mins[g] = 0.0;
         let nibbles = &block[8 + g * 16..][..16];
         table_nibbles(nibbles, &IQ4_CODES, &mut out.codes[g * 32..]);

@@ -13,11 +13,12 @@
 //! ```text
 //! codes  [superblock][tile][group][8][row][4] i8
 //! magic  [superblock][tile][group][row] f32
-//! sums   [superblock][tile][group][row] f32   2^e * Σ codes
+//! sums   [superblock][tile][group][row] f32   2^e * Σ codes, of groups of 32 or of 16
 //! starts [superblock][tile][group][row] i32   bits of magic - offset * Σ codes
 //! values [superblock][tile][column][row] f32  for float weights instead
 //! ```
 
+use crate::matmul::block::WIDE_OFFSET;
 use crate::matrix::layout::SUPERBLOCK;
 use crate::simd::Simd;
 
@@ -90,10 +91,28 @@ pub(crate) enum Starts {
     Magic,
     /// Codes around 8, groups of 32.
     Offset8,
+    /// Codes around 16, groups of 32.
+    Offset16,
     /// Codes around 128, groups of 32.
     Offset128,
     /// Codes around 32, groups of 16.
     Offset32By16,
+}
+
+impl Starts {
+    /// What sums of groups of `group` codes start from, by the offset of the codes; `wide_is_signed` says whether wide
+    /// ones are taken as signed numbers.
+    pub const fn of(group: usize, offset: u8, wide_is_signed: bool) -> Starts {
+        match (group, offset) {
+            (_, 0) => Starts::Magic,
+            (32, 8) => Starts::Offset8,
+            (32, 16) => Starts::Offset16,
+            (32, WIDE_OFFSET) if wide_is_signed => Starts::Magic,
+            (32, WIDE_OFFSET) => Starts::Offset128,
+            (16, 32) => Starts::Offset32By16,
+            _ => panic!("no format has such codes"),
+        }
+    }
 }
 
 /// Which arrays a call needs.
@@ -101,10 +120,14 @@ pub(crate) enum Starts {
 pub(crate) struct Needs {
     /// Codes and magic numbers.
     pub codes: bool,
-    /// Sums of groups.
+    /// Sums of groups of 32.
     pub sums: bool,
+    /// Sums of groups of 16.
+    pub sums_of_16: bool,
     /// [`Starts::Offset8`].
     pub offset8: bool,
+    /// [`Starts::Offset16`].
+    pub offset16: bool,
     /// [`Starts::Offset128`].
     pub offset128: bool,
     /// [`Starts::Offset32By16`].
@@ -129,7 +152,11 @@ pub(crate) struct Activations {
     /// See the module.
     pub sums: *mut f32,
     /// See the module.
+    pub sums_of_16: *mut f32,
+    /// See the module.
     pub offset8: *mut i32,
+    /// See the module.
+    pub offset16: *mut i32,
     /// See the module.
     pub offset128: *mut i32,
     /// See the module.
@@ -145,14 +172,16 @@ impl Activations {
         sizes.iter().map(|s| s.next_multiple_of(64)).sum()
     }
 
-    fn sizes(needs: Needs, n: usize, cols: usize) -> [usize; 7] {
+    fn sizes(needs: Needs, n: usize, cols: usize) -> [usize; 9] {
         let values = n * cols;
         let groups = values / GROUP_LEN;
         [
             usize::from(needs.codes) * values,
             usize::from(needs.codes) * groups * 4,
             usize::from(needs.sums) * groups * 4,
+            usize::from(needs.sums_of_16) * groups * 8,
             usize::from(needs.offset8) * groups * 4,
+            usize::from(needs.offset16) * groups * 4,
             usize::from(needs.offset128) * groups * 4,
             usize::from(needs.offset32_by_16) * groups * 8,
             usize::from(needs.values) * values * 4,
@@ -179,7 +208,9 @@ impl Activations {
             codes: take().cast(),
             magic: take().cast(),
             sums: take().cast(),
+            sums_of_16: take().cast(),
             offset8: take().cast(),
+            offset16: take().cast(),
             offset128: take().cast(),
             offset32_by_16: take().cast(),
             values: take().cast(),
@@ -191,6 +222,7 @@ impl Activations {
         match starts {
             Starts::Magic => self.magic.cast_const().cast(),
             Starts::Offset8 => self.offset8,
+            Starts::Offset16 => self.offset16,
             Starts::Offset128 => self.offset128,
             Starts::Offset32By16 => self.offset32_by_16,
         }
@@ -251,8 +283,16 @@ impl Activations {
             if self.needs.sums {
                 *self.sums.add(place.group) = scaled(group.magic, sum);
             }
+            if self.needs.sums_of_16 {
+                let [a, b] = group.sums;
+                *self.sums_of_16.add(place.half) = scaled(group.magic, a);
+                *self.sums_of_16.add(place.half + place.width) = scaled(group.magic, b);
+            }
             if self.needs.offset8 {
                 *self.offset8.add(place.group) = bits.wrapping_sub(8 * sum);
+            }
+            if self.needs.offset16 {
+                *self.offset16.add(place.group) = bits.wrapping_sub(16 * sum);
             }
             if self.needs.offset128 {
                 *self.offset128.add(place.group) = bits.wrapping_sub(128 * sum);

@@ -1,6 +1,6 @@
 //! What a kernel knows of a weight format.
 
-use crate::matmul::activation::{Activations, Starts};
+use crate::matmul::activation::Activations;
 use crate::matrix::layout::SUPERBLOCK;
 use crate::simd::{LANES, Simd, prefetch};
 
@@ -274,17 +274,24 @@ pub(crate) trait Quantized: 'static {
     const GROUP: usize;
     /// Whether groups have minima.
     const HAS_MIN: bool;
-    /// Whether codes exceed 127.
-    const WIDE: bool;
+    /// By how much codes exceed the numbers that they stand for: 0, 8, 16 or [`WIDE_OFFSET`] in groups of 32, 0 or 32
+    /// in groups of 16.
+    const OFFSET: u8;
     /// Bytes of a group, where they come from memory and should be asked for ahead; else 0.
     const STREAMED: usize;
-    /// What integer sums start from, given whether wide codes are taken as signed.
-    fn starts(wide_is_signed: bool) -> Starts;
 
     /// Codes of columns `4j` to `4j + 3` of a group, for 16 rows.
     unsafe fn codes<S: Simd>(at: *const u8, len: usize, group: usize, j: usize) -> S::B;
     /// Scales of a group.
     unsafe fn scales<S: Simd>(at: *const u8, len: usize, group: usize) -> S::F;
     /// Minima of a group.
-    unsafe fn mins<S: Simd>(at: *const u8, len: usize, group: usize) -> S::F;
+    #[inline(always)]
+    unsafe fn mins<S: Simd>(at: *const u8, len: usize, group: usize) -> S::F {
+        let _ = (at, len, group);
+        // SAFETY: see Simd.
+        unsafe { S::splat(0.0) }
+    }
 }
+
+/// The offset of codes that exceed 127.
+pub(crate) const WIDE_OFFSET: u8 = 128;

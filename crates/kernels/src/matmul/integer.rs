@@ -1,7 +1,7 @@
 //! The product kernel on quantized weights, written once for every format and instruction set.
 
-use super::activation::{Activations, GROUP_LEN};
-use super::block::Quantized;
+use super::activation::{Activations, GROUP_LEN, Starts};
+use super::block::{Quantized, WIDE_OFFSET};
 use crate::simd::{Simd, prefetch};
 
 /// An array of what the expression gives for each panel. A loop rather than a closure: closures are
@@ -46,6 +46,19 @@ struct Tile {
     sums: *const f32,
 }
 
+/// What the sums of a format start from.
+const fn starts<S: Simd, F: Quantized>() -> Starts {
+    Starts::of(F::GROUP, F::OFFSET, S::WIDE_IS_SIGNED)
+}
+
+/// Codes that share a start: magic numbers are of 32 codes also where groups are of 16.
+const fn starts_len<S: Simd, F: Quantized>() -> usize {
+    match starts::<S, F>() {
+        Starts::Magic => GROUP_LEN,
+        _ => F::GROUP,
+    }
+}
+
 /// See [`Block::add_superblock`](super::block::Block::add_superblock).
 ///
 /// # Safety
@@ -59,14 +72,19 @@ pub(crate) unsafe fn add_superblock<S: Simd, F: Quantized, const R: usize, const
     streams: bool,
     sums: &mut [[S::F; R]; W],
 ) {
-    let starts = x.starts(F::starts(S::WIDE_IS_SIGNED));
+    let starts = x.starts(const { starts::<S, F>() });
+    let sums_of_group = if F::GROUP == GROUP_LEN {
+        x.sums
+    } else {
+        x.sums_of_16
+    };
     // SAFETY: the activations have the tile.
     let x = unsafe {
         Tile {
             codes: x.codes.add(at),
-            starts: starts.add(at / F::GROUP),
+            starts: starts.add(at / const { starts_len::<S, F>() }),
             magic: x.magic.add(at / GROUP_LEN),
-            sums: x.sums.wrapping_add(at / GROUP_LEN),
+            sums: sums_of_group.wrapping_add(at / F::GROUP),
         }
     };
     for group in 0..len / F::GROUP {
@@ -98,7 +116,8 @@ unsafe fn add_group<S: Simd, F: Quantized, const R: usize, const W: usize>(
     unsafe {
         let mut dots = [[S::splat_i(0); R]; W];
         for (i, dots) in dots.iter_mut().enumerate() {
-            *dots = [S::splat_i(*x.starts.add(group * W + i)); R];
+            let start = group * F::GROUP / const { starts_len::<S, F>() };
+            *dots = [S::splat_i(*x.starts.add(start * W + i)); R];
         }
         let x_codes = x.codes.add(group * F::GROUP * W);
         for j in 0..F::GROUP / 4 {
@@ -106,7 +125,7 @@ unsafe fn add_group<S: Simd, F: Quantized, const R: usize, const W: usize>(
             for (i, dots) in dots.iter_mut().enumerate() {
                 let x = x_codes.add((j * W + i) * 4);
                 for (dot, codes) in dots.iter_mut().zip(codes) {
-                    *dot = if F::WIDE {
+                    *dot = if F::OFFSET == WIDE_OFFSET {
                         S::dot_wide(*dot, codes, x)
                     } else {
                         S::dot(*dot, codes, x)
@@ -125,7 +144,7 @@ unsafe fn add_group<S: Simd, F: Quantized, const R: usize, const W: usize>(
         if F::HAS_MIN {
             let mins = each!(panels, panel => F::mins::<S>(panel, len, group));
             for (i, sums) in sums.iter_mut().enumerate() {
-                let total = S::splat(*x.sums.add(of_32 * W + i));
+                let total = S::splat(*x.sums.add(group * W + i));
                 for (sum, min) in sums.iter_mut().zip(mins) {
                     *sum = S::neg_mul_add(total, min, *sum);
                 }

@@ -9,9 +9,9 @@
 use super::activation::Activations;
 use super::block::{Ahead, Block, Product, Tiles};
 use super::float::{BF16, F16, F32, Floats};
-use super::formats::{Q4_0, Q4K, Q5K, Q6K, Q8_0};
+use super::formats::{IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use crate::format::WeightFormat;
-use crate::matrix::layout::{GROUP_PANELS, SUPERBLOCK, has_panels, panel_len, superblock_bytes};
+use crate::matrix::layout::{GROUP_PANELS, SUPERBLOCK, panel_len, superblock_bytes};
 use crate::matrix::{MatrixRef, PanelsRef, Weights};
 use crate::simd::{LANES, Shells};
 
@@ -60,7 +60,7 @@ struct Scratch {
     expanded: *mut u8,
 }
 
-/// Calls `$call` with `$block` as the type of a format that has panels.
+/// Calls `$call` with `$block` as the type of a format.
 macro_rules! for_format {
     ($format:expr, $block:ident => $call:expr) => {
         match $format {
@@ -80,8 +80,28 @@ macro_rules! for_format {
                 type $block = Q4_0;
                 $call
             }
+            WeightFormat::Q4_1 => {
+                type $block = Q4_1;
+                $call
+            }
+            WeightFormat::Q5_0 => {
+                type $block = Q5_0;
+                $call
+            }
+            WeightFormat::Q5_1 => {
+                type $block = Q5_1;
+                $call
+            }
             WeightFormat::Q8_0 => {
                 type $block = Q8_0;
+                $call
+            }
+            WeightFormat::Q2K => {
+                type $block = Q2K;
+                $call
+            }
+            WeightFormat::Q3K => {
+                type $block = Q3K;
                 $call
             }
             WeightFormat::Q4K => {
@@ -96,14 +116,18 @@ macro_rules! for_format {
                 type $block = Q6K;
                 $call
             }
-            WeightFormat::Q4_1
-            | WeightFormat::Q5_0
-            | WeightFormat::Q5_1
-            | WeightFormat::Q2K
-            | WeightFormat::Q3K
-            | WeightFormat::IQ4NL
-            | WeightFormat::IQ4XS
-            | WeightFormat::MXFP4 => unreachable!("formats without panels go by values"),
+            WeightFormat::IQ4NL => {
+                type $block = IQ4NL;
+                $call
+            }
+            WeightFormat::IQ4XS => {
+                type $block = IQ4XS;
+                $call
+            }
+            WeightFormat::MXFP4 => {
+                type $block = MXFP4;
+                $call
+            }
         }
     };
 }
@@ -115,7 +139,6 @@ macro_rules! for_format {
 /// uses the panels' columns of them, `scratch` is as said, and the machine has the instruction set.
 pub(crate) unsafe fn run<S: Shells>(strip: &Strip<'_>) {
     let format = strip.weights.format();
-    let (first, last) = strip.panels;
     // SAFETY: the caller's promise.
     unsafe {
         let scratch = Scratch {
@@ -123,12 +146,6 @@ pub(crate) unsafe fn run<S: Shells>(strip: &Strip<'_>) {
             packed: strip.scratch.add(SUMS_BYTES),
             expanded: strip.scratch.add(SUMS_BYTES + MAX_PANELS * PACKED_BYTES),
         };
-        if !has_panels(format) {
-            for panel in first..last {
-                by_values::<S>(strip, panel, scratch);
-            }
-            return;
-        }
         for_format!(format, B => run_format::<S, B>(strip, scratch))
     }
 }
@@ -492,47 +509,6 @@ unsafe fn write_out<const R: usize>(strip: &Strip<'_>, panels: (usize, usize), s
             }
         }
     }
-}
-
-/// A panel of a format without a layout of its own: by the values of its rows.
-///
-/// # Safety
-/// See [`run`]; the matrix has the panel.
-unsafe fn by_values<S: Shells>(strip: &Strip<'_>, panel: usize, scratch: Scratch) {
-    let matrix = strip.weights.as_rows();
-    let group = Group {
-        at: scratch.expanded,
-        begin: panel,
-        end: panel + 1,
-        panel_steps: (0, 0),
-        superblock_step: 0,
-    };
-    let mut args = Product::new(strip, &group, (panel, panel + 1), 2, scratch);
-    for superblock in 0..matrix.cols().div_ceil(SUPERBLOCK) {
-        let len = superblock_len(matrix.cols(), superblock);
-        // SAFETY: the scratch has room for 16 rows of values, packed and not, and sums.
-        unsafe {
-            let values = scratch.packed.cast::<f32>();
-            values.write_bytes(0, LANES * len);
-            let values = std::slice::from_raw_parts_mut(values, LANES * len);
-            for (lane, out) in values.chunks_exact_mut(len).enumerate() {
-                if panel * LANES + lane < matrix.rows() {
-                    matrix.dequantize_part(panel * LANES + lane, superblock * SUPERBLOCK, out);
-                }
-            }
-            let rows = std::array::from_fn(|lane| values[lane * len..].as_ptr().cast());
-            S::pack::<Floats<F32>>(&rows, len, scratch.expanded);
-            args.superblocks = (superblock, superblock + 1);
-            args.fresh = superblock == 0;
-            if strip.few {
-                multiply::<S, Floats<F32>, 2, true>(strip, args);
-            } else {
-                multiply::<S, Floats<F32>, 2, false>(strip, args);
-            }
-        }
-    }
-    // SAFETY: the caller's promise.
-    unsafe { write_out::<2>(strip, (panel, panel + 1), scratch.sums) }
 }
 
 /// Packs a group of panels of a matrix into `out`, which is as long as they.

@@ -165,8 +165,8 @@ macro_rules! against_reference {
                 return;
             }
             let pools: Vec<_> = (1..=4).map(ThreadPool::new).collect();
-            let shapes = (0..13usize, 1..70usize, 0..600usize, 1..40usize, any::<u64>(), 0..4usize);
-            proptest!(ProptestConfig::with_cases(120), |((format, rows, choice, n, seed, threads) in shapes)| {
+            let shapes = (0..WeightFormat::ALL.len(), 1..70usize, 0..600usize, 1..40usize, any::<u64>(), 0..4usize);
+            proptest!(ProptestConfig::with_cases(320), |((format, rows, choice, n, seed, threads) in shapes)| {
                 let format = WeightFormat::ALL[format];
                 // The reference is slow: a long product or many of them, not both.
                 let n = if choice % 3 == 0 { n } else { n % 5 + 1 };

@@ -3,9 +3,10 @@
 //! The codes of every format are laid out so that four bytes of a file's row go to four bytes of
 //! the panel as they are: packing is a transposition of 32-bit words.
 
-use crate::format::unpack_scales_words;
+use crate::format::{half_power_of_two, iq4xs_scales, q3k_scales, unpack_scales_words};
 use crate::matrix::layout::{
-    K_FIFTH, K_PAIR, K_SHARED, PAIR_SCALES, Q4_0_PAIR, Q6K_HALF, Q6K_SCALES, Q8_0_PAIR,
+    BYTES, FIVE_BITS, FIVE_BITS_MIN, IQ4XS_CODES, K_FIFTH, K_PAIR, K_SHARED, NIBBLES, NIBBLES_MIN,
+    PAIR_SCALES, Pairs, Q2K_CODES, Q3K_CODES, Q3K_THIRD, Q6K_HALF, Q6K_SCALES,
 };
 use crate::simd::{LANES, Simd};
 
@@ -46,22 +47,122 @@ unsafe fn half_of_each(rows: &[*const u8; LANES], skip: usize, to: *mut u8) {
     }
 }
 
+/// The same with the opposite sign.
+///
+/// # Safety
+/// As [`half_of_each`].
+#[inline(always)]
+unsafe fn negated_half_of_each(rows: &[*const u8; LANES], skip: usize, to: *mut u8) {
+    // SAFETY: the caller's promise; the sign is the highest bit of the second byte.
+    unsafe {
+        half_of_each(rows, skip, to);
+        for lane in 0..LANES {
+            *to.add(lane * 2 + 1) ^= 0x80;
+        }
+    }
+}
+
+/// Clears the head of a last pair that lacks its second group.
+///
+/// # Safety
+/// `to` has room for pairs of `len` columns.
+#[inline(always)]
+unsafe fn clear_odd_head(len: usize, to: *mut u8, layout: Pairs) {
+    if len / 32 % 2 == 1 {
+        // SAFETY: the caller's promise.
+        unsafe { to.add(layout.pair(len / 32)).write_bytes(0, layout.head) }
+    }
+}
+
 /// # Safety
 /// See [`Block::pack`](crate::matmul::block::Block::pack).
 #[inline(always)]
 pub(crate) unsafe fn q4_0<S: Simd>(rows: &[*const u8; LANES], len: usize, to: *mut u8) {
     // SAFETY: the caller's promise.
-    unsafe { clear_odd_scales(len, to, Q4_0_PAIR) };
+    unsafe { clear_odd_head(len, to, NIBBLES) };
     for g in 0..len / 32 {
-        // SAFETY: a block of 18 bytes for each group; a pair has the scales of both, then the
-        // nibbles, 16 bytes of each row.
+        // SAFETY: a block of 18 bytes for each group, 16 of them nibbles.
         unsafe {
-            let (pair, half) = (to.add(g / 2 * Q4_0_PAIR), g % 2);
-            half_of_each(rows, g * 18, pair.add(half * 2 * LANES));
-            let codes = pair.add(PAIR_SCALES + half * 16 * LANES);
-            transpose::<S>(rows, g * 18 + 2, 1, codes, 0);
+            half_of_each(rows, g * 18, to.add(NIBBLES.scales(g)));
+            transpose::<S>(rows, g * 18 + 2, 1, to.add(NIBBLES.codes(g)), 0);
         }
     }
+}
+
+/// # Safety
+/// See [`Block::pack`](crate::matmul::block::Block::pack).
+#[inline(always)]
+pub(crate) unsafe fn q4_1<S: Simd>(rows: &[*const u8; LANES], len: usize, to: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe { clear_odd_head(len, to, NIBBLES_MIN) };
+    for g in 0..len / 32 {
+        // SAFETY: a block of 20 bytes for each group: scale, minimum and 16 of nibbles.
+        unsafe {
+            half_of_each(rows, g * 20, to.add(NIBBLES_MIN.scales(g)));
+            negated_half_of_each(rows, g * 20 + 2, to.add(NIBBLES_MIN.mins(g)));
+            transpose::<S>(rows, g * 20 + 4, 1, to.add(NIBBLES_MIN.codes(g)), 0);
+        }
+    }
+}
+
+/// # Safety
+/// See [`Block::pack`](crate::matmul::block::Block::pack).
+#[inline(always)]
+pub(crate) unsafe fn q5_0<S: Simd>(rows: &[*const u8; LANES], len: usize, to: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe { clear_odd_head(len, to, FIVE_BITS) };
+    for g in 0..len / 32 {
+        // SAFETY: a block of 22 bytes for each group: scale, 4 of fifth bits and 16 of nibbles.
+        unsafe {
+            half_of_each(rows, g * 22, to.add(FIVE_BITS.scales(g)));
+            let codes = to.add(FIVE_BITS.codes(g));
+            fifth_bits(rows, g * 22 + 2, codes);
+            transpose::<S>(rows, g * 22 + 6, 1, codes.add(64), 0);
+        }
+    }
+}
+
+/// # Safety
+/// See [`Block::pack`](crate::matmul::block::Block::pack).
+#[inline(always)]
+pub(crate) unsafe fn q5_1<S: Simd>(rows: &[*const u8; LANES], len: usize, to: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe { clear_odd_head(len, to, FIVE_BITS_MIN) };
+    for g in 0..len / 32 {
+        // SAFETY: a block of 24 bytes for each group: scale, minimum, 4 of fifth bits and 16 of nibbles.
+        unsafe {
+            half_of_each(rows, g * 24, to.add(FIVE_BITS_MIN.scales(g)));
+            negated_half_of_each(rows, g * 24 + 2, to.add(FIVE_BITS_MIN.mins(g)));
+            let codes = to.add(FIVE_BITS_MIN.codes(g));
+            fifth_bits(rows, g * 24 + 4, codes);
+            transpose::<S>(rows, g * 24 + 8, 1, codes.add(64), 0);
+        }
+    }
+}
+
+/// The fifth bits of 32 columns of each row, 4 bytes at `skip`: bit `4j + k` becomes bit `j` of byte `k`.
+///
+/// # Safety
+/// The bytes can be read, and 64 be written at `to`.
+#[inline(always)]
+unsafe fn fifth_bits(rows: &[*const u8; LANES], skip: usize, to: *mut u8) {
+    for (lane, row) in rows.iter().enumerate() {
+        // SAFETY: the caller's promise; arrays of bytes have no alignment.
+        unsafe {
+            let word = u32::from_le_bytes(row.add(skip).cast::<[u8; 4]>().read());
+            let bytes: [u8; 4] = std::array::from_fn(|k| every_fourth_bit(word >> k));
+            to.add(lane * 4).cast::<[u8; 4]>().write(bytes);
+        }
+    }
+}
+
+/// Bits 0, 4, 8, … together.
+#[inline(always)]
+fn every_fourth_bit(word: u32) -> u8 {
+    let pairs = word & 0x1111_1111;
+    let pairs = (pairs | pairs >> 3) & 0x0303_0303;
+    let fours = (pairs | pairs >> 6) & 0x000F_000F;
+    (fours | fours >> 12) as u8
 }
 
 /// # Safety
@@ -69,31 +170,96 @@ pub(crate) unsafe fn q4_0<S: Simd>(rows: &[*const u8; LANES], len: usize, to: *m
 #[inline(always)]
 pub(crate) unsafe fn q8_0<S: Simd>(rows: &[*const u8; LANES], len: usize, to: *mut u8) {
     // SAFETY: the caller's promise.
-    unsafe { clear_odd_scales(len, to, Q8_0_PAIR) };
+    unsafe { clear_odd_head(len, to, BYTES) };
     for g in 0..len / 32 {
-        // SAFETY: a block of 34 bytes for each group; a pair has the scales of both, then the
-        // codes, 32 bytes of each row.
+        // SAFETY: a block of 34 bytes for each group, 32 of them codes.
         unsafe {
-            let (pair, half) = (to.add(g / 2 * Q8_0_PAIR), g % 2);
-            half_of_each(rows, g * 34, pair.add(half * 2 * LANES));
-            let codes = pair.add(PAIR_SCALES + half * 32 * LANES);
-            transpose::<S>(rows, g * 34 + 2, 2, codes, 0x80);
+            half_of_each(rows, g * 34, to.add(BYTES.scales(g)));
+            transpose::<S>(rows, g * 34 + 2, 2, to.add(BYTES.codes(g)), 0x80);
         }
     }
 }
 
-/// Clears the place of the scales that the last of an odd number of groups leaves free.
+/// # Safety
+/// See [`Block::pack`](crate::matmul::block::Block::pack).
+#[inline(always)]
+pub(crate) unsafe fn mxfp4<S: Simd>(rows: &[*const u8; LANES], len: usize, to: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe { clear_odd_head(len, to, NIBBLES) };
+    for g in 0..len / 32 {
+        // SAFETY: a block of 17 bytes for each group, 16 of them nibbles. The upper half of a power of two is all of it.
+        unsafe {
+            for (lane, row) in rows.iter().enumerate() {
+                let scale = half_power_of_two(*row.add(g * 17));
+                let half = (scale.to_bits() >> 16) as u16;
+                let to = to.add(NIBBLES.scales(g) + lane * 2);
+                to.cast::<[u8; 2]>().write(half.to_le_bytes());
+            }
+            transpose::<S>(rows, g * 17 + 1, 1, to.add(NIBBLES.codes(g)), 0);
+        }
+    }
+}
+
+/// # Safety
+/// See [`Block::pack`](crate::matmul::block::Block::pack).
+#[inline(always)]
+pub(crate) unsafe fn q2k<S: Simd>(rows: &[*const u8; LANES], _: usize, to: *mut u8) {
+    // SAFETY: a block has 16 bytes of scales and minima, 64 of codes, d and dmin.
+    unsafe {
+        half_of_each(rows, 80, to);
+        half_of_each(rows, 82, to.add(2 * LANES));
+        for (lane, row) in rows.iter().enumerate() {
+            let scales = row.cast::<[u8; 16]>().read();
+            write_scales(scales, lane, to);
+        }
+        transpose::<S>(rows, 16, 4, to.add(Q2K_CODES), 0);
+    }
+}
+
+/// # Safety
+/// See [`Block::pack`](crate::matmul::block::Block::pack).
+#[inline(always)]
+pub(crate) unsafe fn q3k<S: Simd>(rows: &[*const u8; LANES], _: usize, to: *mut u8) {
+    // SAFETY: a block has 32 bytes of third bits, 64 of codes, 12 of scales, and d.
+    unsafe {
+        half_of_each(rows, 108, to);
+        to.add(2 * LANES).write_bytes(0, 2 * LANES);
+        for (lane, row) in rows.iter().enumerate() {
+            let packed = row.add(96).cast::<[u8; 12]>().read();
+            write_scales(q3k_scales(&packed).map(|s| s as u8), lane, to);
+        }
+        transpose::<S>(rows, 0, 2, to.add(Q3K_THIRD), 0);
+        transpose::<S>(rows, 32, 4, to.add(Q3K_CODES), 0);
+    }
+}
+
+/// # Safety
+/// See [`Block::pack`](crate::matmul::block::Block::pack).
+#[inline(always)]
+pub(crate) unsafe fn iq4xs<S: Simd>(rows: &[*const u8; LANES], _: usize, to: *mut u8) {
+    // SAFETY: a block has d, 6 bytes of scales and 128 of nibbles.
+    unsafe {
+        half_of_each(rows, 0, to);
+        to.add(2 * LANES).write_bytes(0, 2 * LANES);
+        for (lane, row) in rows.iter().enumerate() {
+            let packed = row.add(2).cast::<[u8; 6]>().read();
+            write_scales(iq4xs_scales(&packed).map(|s| s as u8), lane, to);
+        }
+        for g in 0..8 {
+            transpose::<S>(rows, 8 + g * 16, 1, to.add(IQ4XS_CODES + g * 256), 0);
+        }
+    }
+}
+
+/// Writes the scales of a row, a byte for each group, after what a superblock shares.
 ///
 /// # Safety
-/// `to` has room for pairs of `len` columns.
+/// The superblock at `to` has room for 16 rows of them.
 #[inline(always)]
-unsafe fn clear_odd_scales(len: usize, to: *mut u8, pair: usize) {
-    if len / 32 % 2 == 1 {
+unsafe fn write_scales<const GROUPS: usize>(scales: [u8; GROUPS], lane: usize, to: *mut u8) {
+    for (g, scale) in scales.into_iter().enumerate() {
         // SAFETY: the caller's promise.
-        unsafe {
-            to.add(len / 64 * pair + 2 * LANES)
-                .write_bytes(0, 2 * LANES)
-        }
+        unsafe { *to.add(K_SHARED + g * LANES + lane) = scale }
     }
 }
 

@@ -24,11 +24,16 @@ fn wrong_lengths_and_shapes_are_errors() {
 }
 
 #[test]
-fn panels_take_at_most_three_percent_more() {
+fn panels_take_little_more_than_the_file() {
     for format in WeightFormat::ALL {
+        // In parts of a thousand.
+        let most = match format {
+            WeightFormat::Q3K | WeightFormat::MXFP4 => 1060,
+            _ => 1030,
+        };
         let file = format.row_bytes(2048).unwrap() * 2048;
         let panels = panel_bytes(format, 2048, 2048);
-        assert!(panels >= file && panels * 100 <= file * 103, "{format}");
+        assert!(panels >= file && panels * 1000 <= file * most, "{format}");
     }
 }
 

@@ -74,13 +74,26 @@ macro_rules! avx2 {
             }
 
             #[inline(always)]
-            unsafe fn nibbles(bytes: [__m256i; 2], shift: u32) -> [__m256i; 2] {
+            unsafe fn bits<const MASK: u8>(bytes: [__m256i; 2], shift: u32) -> [__m256i; 2] {
                 // SAFETY: see Simd.
-                unsafe { [nibbles(bytes[0], shift), nibbles(bytes[1], shift)] }
+                unsafe { [bits::<MASK>(bytes[0], shift), bits::<MASK>(bytes[1], shift)] }
             }
 
             #[inline(always)]
-            unsafe fn join_bits<const MASK: u8>(
+            unsafe fn lookup(indices: [__m256i; 2], table: &[u8; 16]) -> [__m256i; 2] {
+                // SAFETY: see Simd; each half has the table.
+                unsafe {
+                    let table = _mm_loadu_si128(table.as_ptr().cast());
+                    let table = _mm256_broadcastsi128_si256(table);
+                    [
+                        _mm256_shuffle_epi8(table, indices[0]),
+                        _mm256_shuffle_epi8(table, indices[1]),
+                    ]
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn join_bits<const MASK: u8, const AT: i32>(
                 low: [__m256i; 2],
                 high: [__m256i; 2],
                 shift: u32,
@@ -88,8 +101,8 @@ macro_rules! avx2 {
                 // SAFETY: see Simd.
                 unsafe {
                     [
-                        join_bits::<MASK>(low[0], high[0], shift),
-                        join_bits::<MASK>(low[1], high[1], shift),
+                        join_bits::<MASK, AT>(low[0], high[0], shift),
+                        join_bits::<MASK, AT>(low[1], high[1], shift),
                     ]
                 }
             }
@@ -169,6 +182,16 @@ macro_rules! avx2 {
                         _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast())))
                     };
                     [half(from), half(from.add(8))]
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn load_u4(from: *const u8, shift: u32) -> [__m256; 2] {
+                // SAFETY: see Simd.
+                unsafe {
+                    let low = load_nibbles(from, shift);
+                    let half = |bytes| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+                    [half(low), half(_mm_unpackhi_epi64(low, low))]
                 }
             }
 
@@ -268,25 +291,42 @@ avx2!(AvxVnni, wide_is_signed: false,
 );
 
 /// # Safety
-/// See [`Simd::nibbles`].
+/// See [`Simd::bits`].
 #[inline(always)]
-unsafe fn nibbles(bytes: __m256i, shift: u32) -> __m256i {
+unsafe fn bits<const MASK: u8>(bytes: __m256i, shift: u32) -> __m256i {
     // SAFETY: see Simd. Bits from the neighbouring byte are masked off.
     unsafe {
         let moved = _mm256_srl_epi16(bytes, _mm_cvtsi32_si128(shift as i32));
-        _mm256_and_si256(moved, _mm256_set1_epi8(0xF))
+        _mm256_and_si256(moved, _mm256_set1_epi8(MASK as i8))
+    }
+}
+
+/// `byte >> shift & 0xF` of 16 bytes; `shift` is 0 or 4.
+///
+/// # Safety
+/// See [`Simd::load_u4`].
+#[inline(always)]
+pub(super) unsafe fn load_nibbles(from: *const u8, shift: u32) -> __m128i {
+    // SAFETY: see Simd. Bits from the neighbouring byte are masked off.
+    unsafe {
+        let bytes = _mm_loadu_si128(from.cast());
+        let moved = _mm_srl_epi16(bytes, _mm_cvtsi32_si128(shift as i32));
+        _mm_and_si128(moved, _mm_set1_epi8(0xF))
     }
 }
 
 /// # Safety
 /// See [`Simd::join_bits`].
 #[inline(always)]
-unsafe fn join_bits<const MASK: u8>(low: __m256i, high: __m256i, shift: u32) -> __m256i {
+unsafe fn join_bits<const MASK: u8, const AT: i32>(
+    low: __m256i,
+    high: __m256i,
+    shift: u32,
+) -> __m256i {
     // SAFETY: see Simd.
     unsafe {
-        let moved = _mm256_srl_epi16(high, _mm_cvtsi32_si128(shift as i32));
-        let bits = _mm256_and_si256(moved, _mm256_set1_epi8(MASK as i8));
-        _mm256_or_si256(low, _mm256_slli_epi16::<4>(bits))
+        let bits = bits::<MASK>(high, shift);
+        _mm256_or_si256(low, _mm256_slli_epi16::<AT>(bits))
     }
 }
 

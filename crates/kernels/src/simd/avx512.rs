@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::{horizontal_sums, scale_of};
+use super::avx2::{horizontal_sums, load_nibbles, scale_of};
 use super::{LANES, QuantizedGroup, Simd};
 
 /// AVX-512 F, BW, DQ, VL.
@@ -66,16 +66,16 @@ macro_rules! avx512 {
             }
 
             #[inline(always)]
-            unsafe fn nibbles(bytes: __m512i, shift: u32) -> __m512i {
+            unsafe fn bits<const MASK: u8>(bytes: __m512i, shift: u32) -> __m512i {
                 // SAFETY: see Simd. Bits from the neighbouring byte are masked off.
                 unsafe {
                     let moved = _mm512_srl_epi16(bytes, _mm_cvtsi32_si128(shift as i32));
-                    _mm512_and_si512(moved, _mm512_set1_epi8(0xF))
+                    _mm512_and_si512(moved, _mm512_set1_epi8(MASK as i8))
                 }
             }
 
             #[inline(always)]
-            unsafe fn join_bits<const MASK: u8>(
+            unsafe fn join_bits<const MASK: u8, const AT: i32>(
                 low: __m512i,
                 high: __m512i,
                 shift: u32,
@@ -83,10 +83,19 @@ macro_rules! avx512 {
                 // SAFETY: see Simd. A rotation moves the bits up or down in one step; those that
                 // come from another byte are masked off. 0xEA is `a & b | c`.
                 unsafe {
-                    let count = _mm512_set1_epi32(shift as i32 - 4);
+                    let count = _mm512_set1_epi32(shift as i32 - AT);
                     let moved = _mm512_rorv_epi32(high, count);
-                    let mask = _mm512_set1_epi8((MASK << 4) as i8);
+                    let mask = _mm512_set1_epi8((MASK << AT) as i8);
                     _mm512_ternarylogic_epi32::<0xEA>(moved, mask, low)
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn lookup(indices: __m512i, table: &[u8; 16]) -> __m512i {
+                // SAFETY: see Simd; each quarter has the table.
+                unsafe {
+                    let table = _mm_loadu_si128(table.as_ptr().cast());
+                    _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), indices)
                 }
             }
 
@@ -145,6 +154,12 @@ macro_rules! avx512 {
             unsafe fn load_i8(from: *const u8) -> __m512 {
                 // SAFETY: see Simd.
                 unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_u4(from: *const u8, shift: u32) -> __m512 {
+                // SAFETY: see Simd.
+                unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_nibbles(from, shift))) }
             }
 
             #[inline(always)]

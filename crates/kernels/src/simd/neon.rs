@@ -95,21 +95,34 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn nibbles(bytes: Self::B, shift: u32) -> Self::B {
+    unsafe fn bits<const MASK: u8>(bytes: Self::B, shift: u32) -> Self::B {
         // SAFETY: see Simd. A negative count shifts right.
         unsafe {
             let count = vdupq_n_s8(-(shift as i8));
-            let mask = vdupq_n_u8(0xF);
+            let mask = vdupq_n_u8(MASK);
             each!(i => vandq_u8(vshlq_u8(bytes[i], count), mask))
         }
     }
 
     #[inline(always)]
-    unsafe fn join_bits<const MASK: u8>(low: Self::B, high: Self::B, shift: u32) -> Self::B {
+    unsafe fn lookup(indices: Self::B, table: &[u8; 16]) -> Self::B {
+        // SAFETY: see Simd.
+        unsafe {
+            let table = vld1q_u8(table.as_ptr());
+            each!(i => vqtbl1q_u8(table, indices[i]))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn join_bits<const MASK: u8, const AT: i32>(
+        low: Self::B,
+        high: Self::B,
+        shift: u32,
+    ) -> Self::B {
         // SAFETY: see Simd. A negative count shifts right.
         unsafe {
-            let count = vdupq_n_s8(4 - shift as i8);
-            let mask = vdupq_n_u8(MASK << 4);
+            let count = vdupq_n_s8(AT as i8 - shift as i8);
+            let mask = vdupq_n_u8(MASK << AT);
             each!(i => vorrq_u8(low[i], vandq_u8(vshlq_u8(high[i], count), mask)))
         }
     }
@@ -186,15 +199,15 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn load_u8(from: *const u8) -> Self::F {
         // SAFETY: see Simd.
+        unsafe { numbers(vld1q_u8(from)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_u4(from: *const u8, shift: u32) -> Self::F {
+        // SAFETY: see Simd. A negative count shifts right.
         unsafe {
-            let bytes = vld1q_u8(from);
-            let (low, high) = (vmovl_u8(vget_low_u8(bytes)), vmovl_high_u8(bytes));
-            [
-                vcvtq_f32_u32(vmovl_u16(vget_low_u16(low))),
-                vcvtq_f32_u32(vmovl_high_u16(low)),
-                vcvtq_f32_u32(vmovl_u16(vget_low_u16(high))),
-                vcvtq_f32_u32(vmovl_high_u16(high)),
-            ]
+            let moved = vshlq_u8(vld1q_u8(from), vdupq_n_s8(-(shift as i8)));
+            numbers(vandq_u8(moved, vdupq_n_u8(0xF)))
         }
     }
 
@@ -247,6 +260,24 @@ impl Simd for Neon {
     unsafe fn transpose(from: &[*const u8; LANES], to: *mut u8, flip: u8) {
         // SAFETY: see Simd.
         unsafe { transpose(from, to, flip) }
+    }
+}
+
+/// 16 unsigned bytes as numbers.
+///
+/// # Safety
+/// See [`Simd`].
+#[inline(always)]
+unsafe fn numbers(bytes: uint8x16_t) -> [float32x4_t; 4] {
+    // SAFETY: see Simd.
+    unsafe {
+        let (low, high) = (vmovl_u8(vget_low_u8(bytes)), vmovl_high_u8(bytes));
+        [
+            vcvtq_f32_u32(vmovl_u16(vget_low_u16(low))),
+            vcvtq_f32_u32(vmovl_high_u16(low)),
+            vcvtq_f32_u32(vmovl_u16(vget_low_u16(high))),
+            vcvtq_f32_u32(vmovl_high_u16(high)),
+        ]
     }
 }
 

@@ -47,13 +47,22 @@ impl Simd for Scalar {
     }
 
     #[inline(never)]
-    unsafe fn nibbles(bytes: [u8; 64], shift: u32) -> [u8; 64] {
-        bytes.map(|b| b >> shift & 0xF)
+    unsafe fn bits<const MASK: u8>(bytes: [u8; 64], shift: u32) -> [u8; 64] {
+        bytes.map(|b| b >> shift & MASK)
     }
 
     #[inline(never)]
-    unsafe fn join_bits<const MASK: u8>(low: [u8; 64], high: [u8; 64], shift: u32) -> [u8; 64] {
-        std::array::from_fn(|i| low[i] | (high[i] >> shift & MASK) << 4)
+    unsafe fn join_bits<const MASK: u8, const AT: i32>(
+        low: [u8; 64],
+        high: [u8; 64],
+        shift: u32,
+    ) -> [u8; 64] {
+        std::array::from_fn(|i| low[i] | (high[i] >> shift & MASK) << AT)
+    }
+
+    #[inline(never)]
+    unsafe fn lookup(indices: [u8; 64], table: &[u8; 16]) -> [u8; 64] {
+        indices.map(|i| table[usize::from(i & 0xF)])
     }
 
     #[inline(never)]
@@ -126,6 +135,12 @@ impl Simd for Scalar {
     unsafe fn load_i8(from: *const u8) -> [f32; 16] {
         // SAFETY: 16 bytes can be read there.
         unsafe { read::<1>(from) }.map(|[b]| f32::from(b as i8))
+    }
+
+    #[inline(never)]
+    unsafe fn load_u4(from: *const u8, shift: u32) -> [f32; 16] {
+        // SAFETY: 16 bytes can be read there.
+        unsafe { read::<1>(from) }.map(|[b]| f32::from(b >> shift & 0xF))
     }
 
     #[inline(never)]

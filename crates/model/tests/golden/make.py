@@ -59,10 +59,10 @@ CASES = [
     Case("q5_k", config(**{**K_SIZES, "heads": 2}), Q.Q5_K, K_KINDS),
     Case("q6_k", config(**{**K_SIZES, "ffn": 32, "heads": 1, "head_dim": 32}), Q.Q6_K, K_KINDS),
     Case(
-        "mixed",  # two super-blocks in a row, and every quantized type at once
+        "mixed",  # two super-blocks in a row, and every quantized type that no other model has
         config(hidden=512, layers=1, heads=2, kv_heads=1, head_dim=16, ffn=32),
-        Q.Q4_K,
-        {"embed": Q.Q4_0, "o": Q.Q8_0, "down": Q.Q4_0, "v": Q.Q6_K, "up": Q.Q5_K, "k": Q.F16},
+        Q.Q4_1,
+        {"q": Q.Q2_K, "k": Q.Q3_K, "v": Q.IQ4_XS, "o": Q.MXFP4, "gate": Q.Q5_0, "up": Q.Q5_1, "down": Q.IQ4_NL},
     ),
     Case("rope-linear", config(**SMALL, rope_scaling={"type": "linear", "factor": 4.0}), Q.F16),
     Case("rope-llama3", config(**SMALL, rope_scaling=LLAMA3), Q.F16),
