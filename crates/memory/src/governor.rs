@@ -381,6 +381,7 @@ impl DecisionLog {
             // All has sunk: no decision.
             return plan;
         }
+        let trims = plan.steps.iter().filter(|step| step.action == Action::Trim);
         tracing::debug!(
             ?occasion,
             bytes_to_free = situation.bytes_to_free,
@@ -388,6 +389,7 @@ impl DecisionLog {
             frees_bytes = plan.frees_bytes,
             short_bytes = plan.short_bytes,
             blocks = plan.steps.len(),
+            trims = trims.count(),
             "the governor decides"
         );
         self.steps += plan.steps.len();
