@@ -49,9 +49,7 @@ pub struct Parts {
 impl Parts {
     /// See [`fingerprint`].
     pub fn fingerprint(&self) -> Result<Fingerprint, Failure> {
-        let model = self.source.fingerprint()?.0;
-        let order = decoder::kv_order(self.source.config());
-        Ok(neap_memory::fingerprint(&model, &order, &self.quantized))
+        fingerprint_of(&self.source, &self.quantized)
     }
 }
 
@@ -59,9 +57,16 @@ impl Parts {
 pub fn fingerprint(args: &ModelArgs, source: &ModelSource) -> Result<Fingerprint, Failure> {
     let layout = decoder::kv_layout(source.config())?;
     let quantized = decoder::quantized_levels(layout, args.isa.unwrap_or_else(Isa::best));
+    fingerprint_of(source, &quantized)
+}
+
+fn fingerprint_of(
+    source: &ModelSource,
+    quantized: &QuantizedLevels,
+) -> Result<Fingerprint, Failure> {
     let model = source.fingerprint()?.0;
     let order = decoder::kv_order(source.config());
-    Ok(neap_memory::fingerprint(&model, &order, &quantized))
+    Ok(neap_memory::fingerprint(&model, &order, quantized))
 }
 
 /// A model ready to generate.
@@ -114,8 +119,12 @@ pub fn open_writer(
 ) -> Result<Opened, Failure> {
     let (name, source) = open(args)?;
     if !source.config().has_output {
+        let what = match source.config().causal {
+            true => "has no output matrix, so that it writes no text: use neap embed, or",
+            false => "is an encoder, which writes no text: use neap embed, or",
+        };
         return Err(Failure::new(format!(
-            "{name} is an encoder, which writes no text: use neap embed"
+            "{name} {what} neap serve with --embedding-model or --classifier-model"
         )));
     }
     let needs = Needs::of(args, &source, sequences)?;
