@@ -11,6 +11,7 @@ mod from_hf;
 mod from_hf_rope;
 mod int4;
 mod rope;
+mod text_part;
 mod to_gguf;
 
 #[cfg(test)]

@@ -16,9 +16,11 @@ use std::path::{Path, PathBuf};
 use crate::config::{HfConfigFiles, ModelConfig};
 use crate::mmap::FileBytes;
 use crate::source::HF_PREFIXES;
+use crate::source::error::git_lfs_pointer;
 use crate::source::tensor::NameIndex;
 pub use crate::source::{ModelFileError, TensorInfo};
 
+const PICKLED: &str = "are in PyTorch's own form, which can run code and is not read: save them as safetensors (save_pretrained does)";
 /// JSON files beside the weights may be this long.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
@@ -230,7 +232,7 @@ impl HfFolder {
         self.existing("tokenizer_config.json")
     }
 
-    /// The chat template: `chat_template.jinja`, or the (default) one in `tokenizer_config.json`.
+    /// The chat template: `chat_template.jinja`, or the (default) one in `tokenizer_config.json` or `chat_template.json`.
     ///
     /// # Errors
     /// If the file that holds it cannot be read, is not JSON or not UTF-8.
@@ -241,10 +243,19 @@ impl HfFolder {
                 .map(Some)
                 .map_err(|_| ModelFileError::config(&path, "text", "is not UTF-8"));
         }
-        match self.tokenizer_config_json() {
-            Some(path) => template_in_json(&path, &read_json(&path)?),
-            None => Ok(None),
+        // Models with more parts than one for text may have it in a file of its own.
+        for path in [
+            self.tokenizer_config_json(),
+            self.existing("chat_template.json"),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            if let Some(template) = template_in_json(&path, &read_json(&path)?)? {
+                return Ok(Some(template));
+            }
         }
+        Ok(None)
     }
 
     /// Reads and checks the configuration.
@@ -267,9 +278,10 @@ impl HfFolder {
                 self.weights.tensor(&name).is_some()
             })
         })?;
-        // An inner model alone, as embedders are published, writes no text.
-        let is_inner = self.weights.tensor("embed_tokens.weight").is_some();
-        if is_inner && !config.tied_embeddings && self.weights.tensor("lm_head.weight").is_none() {
+        // An inner model alone, as embedders are published, writes no text; nor does one with a head that judges texts.
+        let has = |name: &str| self.weights.tensor(name).is_some();
+        let is_inner = has("embed_tokens.weight") || has("score.weight");
+        if is_inner && !config.tied_embeddings && !has("lm_head.weight") {
             config.has_output = false;
         }
         Ok(config)
@@ -289,7 +301,14 @@ impl HfFolder {
 fn open_weights(folder: &Path) -> Result<SafetensorsFiles, ModelFileError> {
     let index_path = folder.join("model.safetensors.index.json");
     if !index_path.is_file() {
-        return SafetensorsFiles::open(&[folder.join("model.safetensors")]);
+        let single = folder.join("model.safetensors");
+        let pickled =
+            ["pytorch_model.bin", "pytorch_model.bin.index.json"].map(|name| folder.join(name));
+        let pickled = pickled.into_iter().find(|path| path.is_file());
+        return match pickled.filter(|_| !single.is_file()) {
+            Some(path) => Err(ModelFileError::config(&path, "weights", PICKLED)),
+            None => SafetensorsFiles::open(&[single]),
+        };
     }
     let index = index::parse(&index_path, &read_json(&index_path)?)?;
     let paths: Vec<_> = index.files.iter().map(|name| folder.join(name)).collect();
@@ -317,6 +336,9 @@ pub(crate) fn read_json(path: &Path) -> Result<Vec<u8>, ModelFileError> {
         .map_err(io)?;
     if contents.len() as u64 > MAX_JSON_BYTES {
         let reason = format!("is longer than {MAX_JSON_BYTES} bytes");
+        return Err(ModelFileError::config(path, "file", reason));
+    }
+    if let Some(reason) = git_lfs_pointer(&contents) {
         return Err(ModelFileError::config(path, "file", reason));
     }
     Ok(contents)

@@ -115,37 +115,60 @@ fn chunks_and_threads_change_nothing() {
     }
 }
 
+/// Blocks of a sequence that were trimmed, of how many, if trimming them behind the window changes no logits.
+fn trimmed_blocks(name: &str, source: impl Fn() -> ModelSource) -> (usize, usize) {
+    let mut tokens = Prompt::read().tokens;
+    let len = source().config().context_length.min(100);
+    let mut runner = Runner::new(source(), fast());
+    tokens.extend(runner.greedy(&tokens, len - tokens.len()));
+    let run = |setup: Setup, chunk: usize, trims: bool| {
+        let mut runner = Runner::new(source(), setup);
+        runner.trims = trims;
+        let logits = runner.logits(&tokens, chunk);
+        (logits, runner.blocks())
+    };
+    let (whole, _) = run(fast(), 40, false);
+    let mut counts = (0, 0);
+    for (setup, chunk) in [(fast(), 1), (fast(), 33), (PLAIN, 7)] {
+        let (expected, _) = run(setup, 40, false);
+        let (logits, blocks) = run(setup, chunk, true);
+        assert!(logits == expected, "{name} in chunks of {chunk}");
+        assert!(setup.isa != fast().isa || expected == whole);
+        counts = blocks;
+    }
+    counts
+}
+
 /// Nothing reads what is behind the window, so nothing changes without it.
 #[test]
 fn trimmed_blocks_change_nothing() {
     let mut trimmed_models = Vec::new();
     for entry in models() {
-        let mut tokens = Prompt::read().tokens;
-        let source = from_folder(&entry);
-        let len = source.config().context_length.min(100);
-        let mut runner = Runner::new(source, fast());
-        tokens.extend(runner.greedy(&tokens, len - tokens.len()));
-        let run = |setup: Setup, chunk: usize, trims: bool| {
-            let mut runner = Runner::new(from_folder(&entry), setup);
-            runner.trims = trims;
-            let logits = runner.logits(&tokens, chunk);
-            (logits, runner.blocks())
-        };
-        let (whole, _) = run(fast(), 40, false);
-        for (setup, chunk) in [(fast(), 1), (fast(), 33), (PLAIN, 7)] {
-            let (expected, _) = run(setup, 40, false);
-            let (logits, (blocks, trimmed)) = run(setup, chunk, true);
-            assert!(logits == expected, "{} in chunks of {chunk}", entry.name);
-            assert!(setup.isa != fast().isa || expected == whole);
-            if trimmed > 0 {
-                // The window is 9 tokens.
-                assert_eq!((blocks, trimmed), (4, 2), "{}", entry.name);
-                trimmed_models.push(entry.name.clone());
-            }
+        let (blocks, trimmed) = trimmed_blocks(&entry.name, || from_folder(&entry));
+        if trimmed > 0 {
+            // The window is 9 tokens.
+            assert_eq!((blocks, trimmed), (4, 2), "{}", entry.name);
+            trimmed_models.push(entry.name);
         }
     }
-    trimmed_models.dedup();
+    // A block of Mistral's is one page here: there is nothing to give back.
     assert_eq!(trimmed_models, ["gemma2", "gemma3"]);
+}
+
+/// As Mistral has it, in blocks of more pages than one.
+#[test]
+fn trimmed_blocks_change_nothing_where_all_layers_have_a_window() {
+    let entry = models().into_iter().find(|m| m.name == "gemma2").unwrap();
+    let source = || {
+        let all = |mut config: serde_json::Value| {
+            config["layer_types"] = vec!["sliding_attention"; 3].into();
+            config
+        };
+        published_as(&entry, str::to_owned, all)
+    };
+    let kinds = source().config().layer_kinds.clone();
+    assert!(kinds.iter().all(|kind| kind.window));
+    assert_eq!(trimmed_blocks("all windowed", source), (4, 2));
 }
 
 #[test]
@@ -212,17 +235,63 @@ fn quantizing_on_load_is_what_converting_gives() {
     }
 }
 
+/// A golden folder as it would be published otherwise: with other names of tensors, and another `config.json`.
+fn published_as(
+    entry: &Entry,
+    rename: impl Fn(&str) -> String,
+    config: impl Fn(serde_json::Value) -> serde_json::Value,
+) -> ModelSource {
+    let weights = std::fs::read(folder(entry).join("model.safetensors")).unwrap();
+    let header = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+    let tensors: serde_json::Map<_, _> = serde_json::from_slice(&weights[8..8 + header]).unwrap();
+    let renamed = tensors
+        .into_iter()
+        .filter(|(name, _)| name != "__metadata__")
+        .map(|(name, tensor)| (rename(&name), tensor));
+    let text = serde_json::Value::Object(renamed.collect()).to_string();
+    let length = (text.len() as u64).to_le_bytes();
+    let weights = [&length[..], text.as_bytes(), &weights[8 + header..]].concat();
+    let json = std::fs::read(folder(entry).join("config.json")).unwrap();
+    let json = config(serde_json::from_slice(&json).unwrap()).to_string();
+    let folder = neap_model::safetensors::HfFolder::from_vecs("f", json.into_bytes(), weights);
+    ModelSource::from_folder(folder.unwrap()).unwrap()
+}
+
 #[test]
 fn names_without_their_prefix_are_found() {
     let entry = models().into_iter().find(|m| m.name == "qwen3").unwrap();
-    let weights = std::fs::read(folder(&entry).join("model.safetensors")).unwrap();
-    let header = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
-    let text = std::str::from_utf8(&weights[8..8 + header]).unwrap();
-    // Spaces keep the header's length.
-    let text = text.replace("\"model.", "      \"");
-    let stripped = [&weights[..8], text.as_bytes(), &weights[8 + header..]].concat();
-    let config = std::fs::read(folder(&entry).join("config.json")).unwrap();
-    let folder = neap_model::safetensors::HfFolder::from_vecs("f", config, stripped).unwrap();
-    let source = ModelSource::from_folder(folder).unwrap();
+    let bare = |name: &str| name.strip_prefix("model.").unwrap_or(name).to_owned();
+    let source = published_as(&entry, bare, |config| config);
     assert!(faults(&entry, "inner", source, fast()).is_none());
+}
+
+/// Gemma 3 from 4 billion parameters on, and Mistral Small 3, are published with an encoder for images.
+#[test]
+fn the_part_for_text_of_a_model_with_more_parts_is_found() {
+    for (name, outer) in [("gemma3", "gemma3"), ("mistral", "mistral3")] {
+        let entry = models().into_iter().find(|m| m.name == name).unwrap();
+        for prefix in ["language_model.model.", "model.language_model."] {
+            let moved = |name: &str| match name.strip_prefix("model.") {
+                Some(rest) => format!("{prefix}{rest}"),
+                None if prefix.starts_with("language_model") => format!("language_model.{name}"),
+                None => name.to_owned(),
+            };
+            let whole = |mut text: serde_json::Value| {
+                let eos = text.as_object_mut().unwrap().remove("eos_token_id");
+                // What files of Gemma 3 leave to the library's defaults.
+                for field in ["hidden_activation", "rms_norm_eps"] {
+                    text.as_object_mut()
+                        .unwrap()
+                        .retain(|key, _| name != "gemma3" || key != field);
+                }
+                serde_json::json!({
+                    "model_type": outer, "eos_token_id": eos, "text_config": text,
+                    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+                })
+            };
+            let source = published_as(&entry, moved, whole);
+            assert_eq!(source.config().eos, [257], "{name}");
+            assert!(faults(&entry, "part", source, fast()).is_none(), "{name}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::from_hf_rope::RawRope;
+use super::text_part::text_part;
 use super::{
     ARCHITECTURES, Activation, Architecture, ArchitectureRow, Dialect, ExpertsConfig, Field,
     Int4Config, LayerKind, MAX_LAYERS, ModelConfig, NormConfig, NormKind, QkNorm, WindowPattern,
@@ -120,7 +121,8 @@ impl ModelConfig {
         has_tensor: &dyn Fn(&str) -> bool,
     ) -> Result<Self, ModelFileError> {
         let path = files.path;
-        let model_type = model_type(path, files.config)?;
+        let contents = text_part(files.config);
+        let model_type = model_type(path, &contents)?;
         let row = ARCHITECTURES.iter().find(|row| row.hf_name == model_type);
         let row = row.ok_or_else(|| {
             let known: Vec<_> = ARCHITECTURES.iter().map(|row| row.hf_name).collect();
@@ -130,7 +132,7 @@ impl ModelConfig {
             );
             ModelFileError::config(path, "model_type", reason)
         })?;
-        let raw: RawConfig = parse(path, files.config)?;
+        let raw: RawConfig = parse(path, &contents)?;
         let reader = Reader { path, raw: &raw };
         reader.refuse_unsupported(row)?;
         let mut config = reader.config(row, has_tensor)?;
@@ -148,14 +150,14 @@ impl ModelConfig {
     }
 }
 
-/// `model_type` of a `config.json`.
+/// `model_type` of a `config.json`, of its part for text if there are more.
 pub(crate) fn model_type(path: &Path, contents: &[u8]) -> Result<String, ModelFileError> {
     // Apart from the rest, which an unknown architecture may write in other ways.
     #[derive(Deserialize)]
     struct Typed {
         model_type: Option<String>,
     }
-    let typed: Typed = parse(path, contents)?;
+    let typed: Typed = parse(path, &text_part(contents))?;
     typed
         .model_type
         .ok_or_else(|| ModelFileError::config(path, "model_type", MISSING))

@@ -10,7 +10,7 @@ use neap_kernels::format::WeightFormat;
 use super::cursor::{Cursor, Field};
 use super::ggml_type;
 use super::value::{Value, read_value};
-use crate::source::error::Fault;
+use crate::source::error::{Fault, git_lfs_pointer};
 use crate::source::tensor::{NameIndex, Stored, TensorInfo, tensor_bytes};
 
 /// The offset of tensor data is a multiple of this unless the file says otherwise.
@@ -47,6 +47,9 @@ impl Header {
 
 /// Reads and checks the header of the file whose contents are `bytes`; `file` is its number in a split model.
 pub(super) fn parse(bytes: &[u8], file: usize) -> Result<Header, Fault> {
+    if let Some(reason) = git_lfs_pointer(bytes) {
+        return Err(Fault::new("magic", 0, reason));
+    }
     let mut cursor = Cursor::new(bytes);
     let version = read_version(&mut cursor)?;
     let tensor_count_at = cursor.at();

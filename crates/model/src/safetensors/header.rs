@@ -6,7 +6,7 @@ use neap_kernels::format::WeightFormat;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use crate::source::error::Fault;
+use crate::source::error::{Fault, git_lfs_pointer};
 use crate::source::tensor::{Stored, TensorInfo, tensor_bytes};
 
 const LENGTH_BYTES: usize = 8;
@@ -31,6 +31,9 @@ pub(super) fn parse(bytes: &[u8], file: usize) -> Result<Header, Fault> {
         );
         return Err(Fault::new("header length", 0, reason));
     };
+    if let Some(reason) = git_lfs_pointer(bytes) {
+        return Err(Fault::new("header length", 0, reason));
+    }
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER_BYTES || length > rest.len() as u64 {
         let reason = format!(

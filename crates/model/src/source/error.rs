@@ -80,6 +80,14 @@ impl ModelFileError {
     }
 }
 
+/// What is wrong with a file that is the pointer by which Git stands in for a large one. Cloned without Git LFS, all of
+/// a model's files are such.
+pub(crate) fn git_lfs_pointer(contents: &[u8]) -> Option<&'static str> {
+    contents.starts_with(b"version https://git-lfs").then_some(
+        "is a pointer that Git LFS left in place of the file: get it by `git lfs pull`, or the model by `neap pull`",
+    )
+}
+
 /// A fault found by a parser that does not know the file's name; `at` gives it one.
 #[derive(Debug)]
 pub(crate) struct Fault {

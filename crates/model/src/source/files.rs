@@ -490,15 +490,25 @@ pub(super) fn is_harmless(name: &str, config: &ModelConfig) -> bool {
         ]
         .iter()
         .any(|p| name.starts_with(p));
+    // Of a decoder that judges texts.
+    let judges = config.causal && (name.starts_with("score.") || name.starts_with("cls."));
     let packed = config.int4.is_some()
         && [".qzeros", ".scales", ".g_idx"]
             .iter()
             .any(|end| name.ends_with(end));
+    let for_images = [
+        "vision_tower.",
+        "multi_modal_projector.",
+        "model.vision_tower.",
+        "model.multi_modal_projector.",
+    ];
     let scales = [".weight_scale", ".weight_scale_inv", ".input_scale"];
     in_config.contains(&name)
         || tied
         || head
+        || judges
         || packed
+        || for_images.iter().any(|begin| name.starts_with(begin))
         || derived.iter().any(|end| name.ends_with(end))
         || scales.iter().any(|end| name.ends_with(end))
 }

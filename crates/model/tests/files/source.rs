@@ -254,3 +254,35 @@ fn folders_need_an_output_matrix_unless_tied() {
     std::fs::write(&path, write_safetensors(&tiny.hf_tensors())).unwrap();
     assert!(ModelSource::open(folder.path()).is_ok());
 }
+
+/// Files that are not there as they should be: what is wrong with them is said, not only that they cannot be read.
+#[test]
+fn pointers_and_pickled_weights_are_named() {
+    const POINTER: &str =
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    let refusal = |change: &dyn Fn(&std::path::Path)| {
+        let folder = tempfile::tempdir().unwrap();
+        Tiny::default().write_folder(folder.path());
+        change(folder.path());
+        let opened = ModelSource::open(folder.path());
+        opened.err().unwrap().to_string()
+    };
+    for name in ["model.safetensors", "config.json"] {
+        let why = refusal(&|folder| std::fs::write(folder.join(name), POINTER).unwrap());
+        assert!(why.contains(name) && why.contains("Git LFS"), "{why}");
+    }
+    let why = GgufFile::from_vec("m.gguf", POINTER.into());
+    let why = why.err().unwrap().to_string();
+    assert!(
+        why.contains("m.gguf") && why.contains("git lfs pull"),
+        "{why}"
+    );
+    let why = refusal(&|folder| {
+        let weights = folder.join("model.safetensors");
+        std::fs::rename(weights, folder.join("pytorch_model.bin")).unwrap();
+    });
+    assert!(
+        why.contains("pytorch_model.bin: weights: are in PyTorch's own form"),
+        "{why}"
+    );
+}
