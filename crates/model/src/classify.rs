@@ -1,10 +1,11 @@
-//! Texts to classes, by an encoder with a head that was trained for it: sequence classification, and cross-encoders, which
-//! judge a pair of texts by one number.
+//! Texts to classes, by an encoder or a decoder with a head that was trained for it: sequence classification, and
+//! cross-encoders, which judge a pair of texts by one number.
 //!
-//! The head reads one hidden row (or their mean): a matrix, an activation, perhaps a norm, then a matrix with a row for each
-//! class.
+//! The head reads one hidden row (or their mean): perhaps a matrix, an activation, a norm, then a matrix with a row for
+//! each class. Decoders have only the last of these, and it reads their last row; a pair comes to them as a [`PairPrompt`].
 
 mod head;
+mod pair;
 
 use neap_memory::{BlockTable, KvPool, OverBudget};
 
@@ -13,6 +14,8 @@ use crate::decoder::{CpuDecoder, Decoder, LogitsWanted, SequenceChunk};
 use crate::embed::{EmbedError, Pooling, steps};
 use crate::source::ModelFileError;
 pub(crate) use head::Head;
+pub(crate) use pair::GGUF_KEY;
+pub use pair::PairPrompt;
 
 /// A text, or two that are judged together.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +34,7 @@ pub enum ClassifierError {
     File(#[from] ModelFileError),
     /// The model was not made for it.
     #[error(
-        "{path}: has no classification head (classifier.weight or classifier.out_proj.weight, or cls.output.weight in GGUF files)"
+        "{path}: has no classification head (classifier.weight or classifier.out_proj.weight, score.weight of a decoder, or cls.output.weight in GGUF files)"
     )]
     NoHead {
         /// The model.
@@ -70,7 +73,7 @@ impl Outcome {
     }
 }
 
-/// An encoder with a head.
+/// A model with a head.
 pub struct Classifier {
     decoder: CpuDecoder,
     kv: KvPool,
@@ -100,10 +103,24 @@ impl Classifier {
         self.head.outcome
     }
 
+    /// How a query and a document are put together; encoders have their tokenizer for that.
+    pub fn pair_prompt(&self) -> Option<PairPrompt> {
+        PairPrompt::of(self.decoder.model().source())
+    }
+
+    /// Whether tokens attend only to those before them, as a decoder's do.
+    pub fn is_decoder(&self) -> bool {
+        self.decoder.model().config().causal
+    }
+
     /// Tokens that a text may have.
     pub fn context_tokens(&self) -> usize {
-        let most = self.decoder.limits().batch_tokens;
-        self.decoder.context_tokens().min(most)
+        let context = self.decoder.context_tokens();
+        match self.is_decoder() {
+            true => context,
+            // Every token sees all others: they are computed in one step.
+            false => context.min(self.decoder.limits().batch_tokens),
+        }
     }
 
     /// The logits of each text. As many are computed together as a step takes.
@@ -121,10 +138,32 @@ impl Classifier {
         }
         let mut out = Vec::with_capacity(texts.len());
         let lengths: Vec<usize> = texts.iter().map(|text| text.tokens.len()).collect();
-        for step in steps(&lengths, self.decoder.limits().batch_tokens) {
-            self.step(&texts[step], &mut out)?;
+        let batch_tokens = self.decoder.limits().batch_tokens;
+        for step in steps(&lengths, batch_tokens) {
+            match &texts[step] {
+                [long] if long.tokens.len() > batch_tokens => out.push(self.in_chunks(long)?),
+                together => self.step(together, &mut out)?,
+            }
         }
         Ok(out)
+    }
+
+    /// The logits of a text that is longer than a step: a decoder's, whose head reads the last row.
+    fn in_chunks(&mut self, text: &ClassifierInput<'_>) -> Result<Vec<f32>, EmbedError> {
+        let mut table = BlockTable::new(&self.kv);
+        let mut last = Vec::new();
+        for chunk in text.tokens.chunks(self.decoder.limits().batch_tokens) {
+            table.reserve(chunk.len())?;
+            let rows = self.decoder.hidden(&mut [SequenceChunk {
+                tokens: chunk,
+                table: &mut table,
+                logits: LogitsWanted::Last,
+                adapter: None,
+                second_segment: None,
+            }])?;
+            last = rows.to_vec();
+        }
+        Ok(self.head.logits(&last))
     }
 
     fn step(

@@ -13,7 +13,7 @@ use neap_kernels::format::WeightFormat;
 use neap_memory::Budget;
 
 use crate::adapter::of_neighbours;
-use crate::classify::{ClassifierError, Head};
+use crate::classify::{ClassifierError, GGUF_KEY, Head, PairPrompt};
 use crate::config::RopeLayout;
 use crate::embed::Pooling;
 use crate::gguf::{Array, Value, WriteError, Writer};
@@ -68,8 +68,12 @@ pub fn to_gguf<W: Write>(
         .to_gguf()
         .map_err(|why| ConvertError::NotInGguf(why.to_string()))?;
     let mut metadata: Vec<(String, Value)> = metadata;
-    if !config.causal {
+    // Of a decoder that writes nobody asks.
+    if !config.causal || head.is_some() || Pooling::of(source)? != Pooling::Last {
         metadata.extend(pooling(source, head.as_ref())?);
+    }
+    if let Some(prompt) = head.as_ref().and_then(|_| PairPrompt::of(source)) {
+        metadata.push((GGUF_KEY.to_owned(), Value::from(prompt.template())));
     }
     metadata.push(("general.quantization_version".to_owned(), Value::U32(2)));
     metadata.extend(tokenizer::metadata(folder, config)?);
@@ -127,7 +131,7 @@ fn head(source: &ModelSource) -> Result<Option<Head>, ConvertError> {
     }
 }
 
-/// How an encoder's rows become one vector, or classes and their names.
+/// How rows become one vector, or classes and their names.
 fn pooling(
     source: &ModelSource,
     head: Option<&Head>,

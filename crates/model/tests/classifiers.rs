@@ -6,7 +6,7 @@ use neap_model::classify::{Classifier, ClassifierError, ClassifierInput, Outcome
 use neap_model::convert::ConvertError;
 use neap_model::embed::{EmbedError, Embedder, Pooling};
 use neap_model::source::ModelSource;
-use neap_model::tokenizer::Tokenizer;
+use neap_model::tokenizer::{EncodeOptions, Tokenizer};
 use serde::Deserialize;
 
 use support::{PLAIN, Prompt, Setup, converted, decoder, fast, json, open};
@@ -164,4 +164,53 @@ fn what_is_no_classifier_or_too_long_is_refused() {
         matches!(&why, ConvertError::NotInGguf(reason) if reason.contains("mean of all rows")),
         "{why}"
     );
+}
+
+#[derive(Deserialize)]
+struct Rerankers {
+    query: String,
+    tolerance: f32,
+    pairs: Vec<Pair>,
+}
+
+#[derive(Deserialize)]
+struct Pair {
+    document: String,
+    tokens: Vec<u32>,
+    logit: f32,
+}
+
+/// A decoder with a head, as Qwen3-Reranker is published for it, beside `golden/rerankers.py`. A prompt is longer than a
+/// step: its beginning is computed before its end.
+#[test]
+fn a_decoder_judges_pairs_by_its_last_token() {
+    let expected: Rerankers = json("rerankers.json");
+    let folder = || open("classifiers/qwen3-reranker");
+    assert!(!folder().config().has_output);
+    let file = converted(&folder()).unwrap();
+    for (source, setup) in [(folder(), fast()), (folder(), PLAIN), (file, fast())] {
+        let tokenizer = Tokenizer::from_source(&source).unwrap();
+        let mut model = of(source, setup);
+        assert_eq!(
+            (model.outcome(), model.is_decoder()),
+            (Outcome::Sigmoid, true)
+        );
+        let prompt = model.pair_prompt().unwrap();
+        for pair in &expected.pairs {
+            let options = EncodeOptions {
+                add_bos: false,
+                parse_special: true,
+            };
+            let text = prompt.text(&expected.query, &pair.document);
+            let tokens = tokenizer.encode(&text, options).unwrap();
+            assert_eq!(tokens, pair.tokens);
+            let input = ClassifierInput {
+                tokens: &tokens,
+                second_segment: None,
+            };
+            let logits = model.logits(&[input]).unwrap();
+            println!("{:?} {}", logits[0], pair.logit);
+            assert!((logits[0][0] - pair.logit).abs() < expected.tolerance);
+        }
+    }
 }

@@ -65,6 +65,7 @@ impl Head {
         let naming = config.architecture.row().hf_naming;
         let (dense, norm, output) = match (source.gguf(), naming) {
             (Some(_), _) => (["cls", "cls"], "cls.norm", "cls.output"),
+            (None, _) if config.causal => ([""; 2], "", "score"),
             (None, HfNaming::ModernBert) => (["head.dense"; 2], "head.norm", "classifier"),
             (None, _) if config.architecture.row().hf_unused_positions > 0 => {
                 (["classifier.dense"; 2], "", "classifier.out_proj")
@@ -107,6 +108,7 @@ impl Head {
             norm,
             output,
             pooling: match said.classifier_pooling.as_deref() {
+                _ if config.causal => Pooling::Last,
                 Some("mean") => Pooling::Mean,
                 _ => Pooling::Cls,
             },
@@ -142,7 +144,7 @@ impl Head {
     /// Why a GGUF file, which does not say how the head is used, would mean another one.
     pub fn not_in_gguf(&self, naming: HfNaming) -> Option<&'static str> {
         let usual = usual_act(naming);
-        if self.pooling != Pooling::Cls {
+        if self.pooling == Pooling::Mean {
             Some("its classification head reads the mean of all rows, not the first")
         } else if self.act != usual {
             Some("its classification head has another activation than is usual")

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use neap_model::classify::{Classifier, ClassifierInput, Outcome};
+use neap_model::classify::{Classifier, ClassifierInput, Outcome, PairPrompt};
 use neap_model::tokenizer::{EncodeOptions, Tokenizer};
 use serde_json::{Value, json};
 
@@ -25,6 +25,9 @@ pub struct ClassifierModel {
     pub labels: Vec<String>,
     /// What becomes of its logits.
     pub outcome: Outcome,
+    /// How a decoder is asked about two texts.
+    prompt: Option<PairPrompt>,
+    is_decoder: bool,
 }
 
 /// A text or two, as tokens.
@@ -42,6 +45,8 @@ impl ClassifierModel {
             tokenizer,
             labels: classifier.labels().to_vec(),
             outcome: classifier.outcome(),
+            prompt: classifier.pair_prompt(),
+            is_decoder: classifier.is_decoder(),
             classifier: Mutex::new(classifier),
         }
     }
@@ -52,8 +57,23 @@ impl ClassifierModel {
             .map_err(|why| ApiError::field(field, why.to_string()))
     }
 
-    /// Both texts, as the model's tokenizer joins them.
+    /// Both texts, as the model's tokenizer joins them, or in the prompt that a decoder was trained with.
     fn pair(&self, (field, first): (&str, &str), second: &str) -> Result<Encoded, ApiError> {
+        if let Some(prompt) = &self.prompt {
+            let options = EncodeOptions {
+                add_bos: false,
+                parse_special: true,
+            };
+            let encoded = self.tokenizer.encode(&prompt.text(first, second), options);
+            return Ok(Encoded {
+                tokens: encoded.map_err(|why| ApiError::field(field, why.to_string()))?,
+                second_segment: None,
+            });
+        }
+        if self.is_decoder {
+            let why = "the model's files do not say how it is asked about two texts";
+            return Err(ApiError::field("model", why));
+        }
         let encoded = self.tokenizer.encode_pair(first, second);
         let (tokens, second_segment) =
             encoded.map_err(|why| ApiError::field(field, why.to_string()))?;
