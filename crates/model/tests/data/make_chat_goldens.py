@@ -4,11 +4,16 @@
 Needs jinja2 from PyPI (made with 3.1.6). Writes chat/goldens.json: for each template in chat/templates.json and each
 conversation below, the prompt, or what the template said when it refused. The templates are written for these tests
 after the formats that the models' cards document.
+
+    python make_chat_goldens.py                     # writes chat/
+    python make_chat_goldens.py TEMPLATES FOLDER    # the same of a folder of *.jinja files, for an opt-in test
 """
 
 import datetime
 import json
 import os
+import pathlib
+import sys
 
 from jinja2 import Environment
 from jinja2.exceptions import TemplateError
@@ -261,6 +266,29 @@ CONVERSATIONS = {
         ],
         "tools": TOOLS,
     },
+    "tools with ids": {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Weather in Zürich, and in Köln?"},
+            {
+                "role": "assistant",
+                "content": "",
+                "reasoning_content": "Two calls.",
+                "tool_calls": [
+                    {"type": "function", "id": "abcdef123",
+                     "function": {"name": "get_weather", "arguments": {"city": "Zürich", "days": 2}}},
+                    {"type": "function", "id": "abcdef124",
+                     "function": {"name": "get_weather", "arguments": {"city": "Köln"}}},
+                ],
+            },
+            {"role": "tool", "tool_call_id": "abcdef123", "name": "get_weather", "content": '{"temp": 21}'},
+            {"role": "tool", "tool_call_id": "abcdef124", "name": "get_weather", "content": "rain"},
+            {"role": "assistant", "content": "<think>\nSun and rain.\n</think>\n\nSun, and rain."},
+            {"role": "user", "content": "And tomorrow?"},
+        ],
+        "tools": TOOLS,
+        "now": True,
+    },
     "variables": {"messages": [{"role": "user", "content": "x", "name": "Ann"}], "enable_thinking": False, "now": True},
 }
 
@@ -312,16 +340,23 @@ def render(source, conversation):
         return {"failed": str(error)}
 
 
-def main():
-    os.makedirs(HERE, exist_ok=True)
+def write(templates, folder):
+    os.makedirs(folder, exist_ok=True)
     goldens = {
         name: {title: render(source, conversation) for title, conversation in CONVERSATIONS.items()}
-        for name, source in TEMPLATES.items()
+        for name, source in templates.items()
     }
-    for name, value in [("templates", TEMPLATES), ("conversations", CONVERSATIONS), ("goldens", goldens)]:
-        with open(os.path.join(HERE, f"{name}.json"), "w", encoding="utf-8") as file:
+    for name, value in [("templates", templates), ("conversations", CONVERSATIONS), ("goldens", goldens)]:
+        with open(os.path.join(folder, f"{name}.json"), "w", encoding="utf-8") as file:
             json.dump(value, file, ensure_ascii=False, indent=1)
             file.write("\n")
+
+
+def main():
+    if len(sys.argv) == 1:
+        return write(TEMPLATES, HERE)
+    published = sorted(pathlib.Path(sys.argv[1]).glob("*.jinja"))
+    write({path.stem: path.read_text(encoding="utf-8") for path in published}, sys.argv[2])
 
 
 if __name__ == "__main__":
