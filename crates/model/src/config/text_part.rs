@@ -14,12 +14,11 @@ const GEMMA3: &str = r#"{
 }"#;
 
 /// Fields that may stand beside `text_config` and hold for it too.
-const SHARED: [&str; 6] = [
+const SHARED: [&str; 5] = [
     "_name_or_path",
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
-    "tie_word_embeddings",
     "quantization_config",
 ];
 
@@ -49,6 +48,10 @@ fn within(mut whole: Map<String, Value>) -> Option<Map<String, Value>> {
         .filter_map(|(field, value)| Some((field, value?)));
     part.extend(shared);
     part.extend(text.into_iter().filter(|(_, value)| !value.is_null()));
+    // The output matrix is a part of the whole: what is said there goes first.
+    if let Some(tied @ Value::Bool(_)) = whole.remove("tie_word_embeddings") {
+        part.insert("tie_word_embeddings".to_owned(), tied);
+    }
     // Where all layers' rotary embedding stands together, it is the whole of it.
     if part.contains_key("rope_parameters") {
         part.remove("rope_theta");
