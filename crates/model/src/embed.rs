@@ -83,6 +83,10 @@ impl Pooling {
                     Some(1) => Some(Self::Mean),
                     Some(2) => Some(Self::Cls),
                     Some(3) => Some(Self::Last),
+                    Some(4) => {
+                        let reason = "kind 4 gives classes or scores of pairs, not vectors: the model is a classifier";
+                        return Err(ModelFileError::config(file.path(), key, reason));
+                    }
                     Some(other) => {
                         let reason = format!("kind {other} is not supported");
                         return Err(ModelFileError::config(file.path(), key, reason));

@@ -203,6 +203,26 @@ fn cross_encoders_judge_pairs() {
     assert_eq!((status, &no["error"]["param"]), (404, &json!("model")));
 }
 
+/// A decoder with a head is asked in the prompt that it was trained with; `rerankers.json` has what it says.
+#[test]
+fn decoders_judge_pairs() {
+    let judge = golden("classifiers/qwen3-reranker");
+    let server = start(&["--classifier-model", judge.to_str().unwrap()]);
+    let expected = std::fs::read(golden("rerankers.json")).unwrap();
+    let expected: Value = serde_json::from_slice(&expected).unwrap();
+    let pairs = expected["pairs"].as_array().unwrap();
+    let documents: Vec<&Value> = pairs.iter().map(|pair| &pair["document"]).collect();
+    let asked = json!({"query": expected["query"], "documents": documents});
+    let (status, ranked) = server.post("/v1/rerank", &asked);
+    assert_eq!(status, 200, "{ranked}");
+    for result in ranked["results"].as_array().unwrap() {
+        let pair = &pairs[result["index"].as_u64().unwrap() as usize];
+        let expected = 1.0 / (1.0 + (-pair["logit"].as_f64().unwrap()).exp());
+        let score = result["relevance_score"].as_f64().unwrap();
+        assert!((score - expected).abs() < 1e-3, "{pair}: {score}");
+    }
+}
+
 #[test]
 fn texts_are_classified_without_training() {
     let server = start(&[]);
