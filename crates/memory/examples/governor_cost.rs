@@ -17,6 +17,8 @@ use neap_memory::{BlockTable, Budget, CacheOptions, Fingerprint, KvCache, KvPool
 
 const BLOCK_BYTES: usize = 4096;
 const BLOCK_TOKENS: usize = 32;
+/// Beside which names are small, as they are in a server. Nobody writes them, so they take no memory.
+const REPLAYED_BLOCK_BYTES: usize = 64 << 10;
 const TALK_BLOCKS: usize = 40;
 const ROOM_ASKED: usize = 400;
 
@@ -100,8 +102,8 @@ fn replay(trace: &str) {
 
 fn replay_within(requests: &[(u64, Vec<u32>)], blocks: usize) {
     // A block of the trace is one token here.
-    let budget = Budget::new((blocks * BLOCK_BYTES) as u64 + (1 << 20));
-    let pool = KvPool::new(&budget, BLOCK_BYTES, 1);
+    let budget = Budget::new((blocks * REPLAYED_BLOCK_BYTES) as u64 + (1 << 20));
+    let pool = KvPool::new(&budget, REPLAYED_BLOCK_BYTES, 1);
     let fingerprint = Fingerprint::of_parts(&[("model", b"none")]);
     let tenant = Namespace::new(&[0; 32], "", &fingerprint);
     let options = CacheOptions {
@@ -116,7 +118,7 @@ fn replay_within(requests: &[(u64, Vec<u32>)], blocks: usize) {
         asked += ids.len();
         found += cache.attach(&tenant, ids, &mut table, *at_ms);
         while table.reserve(ids.len() - table.len_tokens()).is_err() {
-            let missing = (ids.len() * BLOCK_BYTES) as u64 - budget.available().min(1 << 32);
+            let missing = (ids.len() * REPLAYED_BLOCK_BYTES) as u64 - budget.available().min(1 << 32);
             let start = Instant::now();
             cache.free(missing, Occasion::Admission, *at_ms);
             (calls, all) = (calls + 1, all + start.elapsed());
