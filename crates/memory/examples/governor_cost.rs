@@ -118,7 +118,8 @@ fn replay_within(requests: &[(u64, Vec<u32>)], blocks: usize) {
         asked += ids.len();
         found += cache.attach(&tenant, ids, &mut table, *at_ms);
         while table.reserve(ids.len() - table.len_tokens()).is_err() {
-            let missing = (ids.len() * REPLAYED_BLOCK_BYTES) as u64 - budget.available().min(1 << 32);
+            let missing =
+                (ids.len() * REPLAYED_BLOCK_BYTES) as u64 - budget.available().min(1 << 32);
             let start = Instant::now();
             cache.free(missing, Occasion::Admission, *at_ms);
             (calls, all) = (calls + 1, all + start.elapsed());

@@ -22,9 +22,10 @@ mod tests;
 /// Thresholds and rates. [`Config::default`] is what Neap runs with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Config {
-    /// What is left to everyone else; `None`: [`margin_bytes`] of the effective total.
+    /// What is left to everyone else; `None`: [`margin_bytes`] of the effective total, at most an eighth of it.
     pub margin: Option<u64>,
-    /// The budget never goes below this, whatever the pressure.
+    /// The budget never goes below this, whatever the pressure; nor below a quarter of what the operator allows, if that
+    /// is less.
     pub floor: u64,
     /// Width of the band, in per mille of the effective total.
     pub band_permille: u64,
@@ -169,7 +170,7 @@ impl Governed {
             .or_else(|| self.shrink_for_stall(stall, events, now_ms))
             .or_else(|| self.grow(own, quiet_capacity, band, now_ms))
             .unwrap_or((self.target, Reason::Steady));
-        let floor = self.config.floor.min(own.operator_limit);
+        let floor = self.config.floor.min(own.operator_limit / 4);
         let target = target.clamp(floor, own.operator_limit.max(floor));
         if target < self.target {
             self.last_shrink_ms = Some(now_ms);
@@ -190,7 +191,11 @@ impl Governed {
     fn capacity(&self, snapshot: &Snapshot, own: Own) -> (u64, Bound, u64) {
         let total = snapshot.effective_total().unwrap_or(own.operator_limit);
         let band = total / 1000 * self.config.band_permille;
-        let margin = self.config.margin.unwrap_or_else(|| margin_bytes(total));
+        // What the process takes beside its charges is counted already, so that little is left to small containers.
+        let margin = self
+            .config
+            .margin
+            .unwrap_or_else(|| margin_bytes(total).min(total / 8));
         match snapshot.capacity(own.anonymous) {
             Some((bytes, bound)) => (bytes.saturating_sub(margin), bound, band),
             None => (u64::MAX, Bound::Unknown, band),

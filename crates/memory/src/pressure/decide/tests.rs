@@ -184,6 +184,22 @@ fn the_operator_is_obeyed_at_once_both_ways() {
 }
 
 #[test]
+fn a_small_container_is_followed_too() {
+    let mut world = World::new(48 * MIB, 24 * MIB);
+    world.others = 16 * MIB;
+    assert_eq!(world.step(1000).target, 24 * MIB, "there is room");
+    world.others = 26 * MIB;
+    let decision = world.step(1000);
+    assert_eq!(decision.reason, Reason::Capacity(Bound::Container));
+    assert!(
+        (12 * MIB..17 * MIB).contains(&decision.target),
+        "{decision:?}"
+    );
+    world.others = 48 * MIB;
+    assert_eq!(world.step(1000).target, 6 * MIB, "the floor");
+}
+
+#[test]
 fn an_unknown_system_leaves_the_operators_word() {
     let mut governed = Governed::new(Config::default(), GIB);
     let own = Own {
