@@ -8,6 +8,9 @@ use neap_model::decoder::Decoder;
 
 use crate::interrupt;
 
+/// How long an engine waits that pressure from outside leaves no room to go on.
+const PRESSED_PAUSE: Duration = Duration::from_millis(10);
+
 /// How a generation went.
 pub struct Outcome {
     pub reason: FinishReason,
@@ -55,6 +58,9 @@ pub fn generate<D: Decoder>(
     let mut tokens = Vec::new();
     loop {
         let mut events = engine.step(clock_ms());
+        if engine.is_pressed() {
+            std::thread::sleep(PRESSED_PAUSE);
+        }
         if interrupt::pressed() {
             events.extend(engine.cancel(id));
         }

@@ -89,6 +89,7 @@ pub struct Engine<D> {
     shares: Shares,
     adapters: Adapters,
     next_id: u64,
+    is_pressed: bool,
     steps: u64,
     preemptions: u64,
     attended: AttendedTokens,
@@ -138,6 +139,7 @@ impl<D: Decoder> Engine<D> {
             shares: Shares::default(),
             adapters: Adapters::default(),
             next_id: 0,
+            is_pressed: false,
             steps: 0,
             preemptions: 0,
             attended: AttendedTokens::default(),
@@ -223,7 +225,8 @@ impl<D: Decoder> Engine<D> {
             .budget
             .charged()
             .saturating_sub(self.budget.snapshot().of_kind(ChargeKind::Kv));
-        let limit_bytes = self.budget.limit();
+        // What does not fit while something presses from outside waits until that is over.
+        let limit_bytes = self.budget.allowed();
         // Weights give way before a request fails.
         let free_bytes = limit_bytes.saturating_sub(other)
             + self.decoder.releasable_weight_bytes()
@@ -357,6 +360,12 @@ impl<D: Decoder> Engine<D> {
         self.release_weights(u64::MAX);
     }
 
+    /// Whether the last step did nothing, since pressure from outside leaves no room for even one sequence: try again in a
+    /// moment.
+    pub fn is_pressed(&self) -> bool {
+        self.is_pressed
+    }
+
     /// Changes [`EngineConfig::step_ms`].
     pub fn set_step_ms(&mut self, step_ms: Option<u64>) {
         self.config.step_ms = step_ms;
@@ -371,7 +380,6 @@ impl<D: Decoder> Engine<D> {
         if self.is_idle() {
             return events;
         }
-        self.steps += 1;
         self.pace.begin(now_ms);
         self.speed.begin(now_ms, &mut self.cache);
         self.expire(&mut events);
@@ -383,9 +391,14 @@ impl<D: Decoder> Engine<D> {
         if plan.starved.is_some() && self.release_weights_for_blocks() {
             plan = self.plan();
         }
-        if let Some(index) = plan.starved {
-            self.starve(index, &mut events);
-            return events;
+        self.is_pressed = plan.starved.is_some() && self.budget.limit() < self.budget.allowed();
+        match plan.starved {
+            Some(_) if self.is_pressed => return events,
+            Some(index) => {
+                self.starve(index, &mut events);
+                return events;
+            }
+            None => self.steps += 1,
         }
         let chunks = self.rearrange(&plan);
         let chunks = self.reserve(chunks);

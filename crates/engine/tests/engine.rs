@@ -222,6 +222,32 @@ fn what_can_never_fit_is_refused_with_the_figures() {
 }
 
 #[test]
+fn what_pressure_from_outside_leaves_no_room_for_waits_until_it_is_over() {
+    let mut engine = engine(10, EngineConfig::default());
+    let (prompt, mut results) = ([1; 10], Results::default());
+    let first = engine.submit(request(&prompt, 20)).unwrap();
+    (0..3).for_each(|_| results.take(engine.step(0)));
+    let allowed = engine.budget().limit();
+    let little = allowed - kv_bytes(&engine) - 8 * BLOCK_BYTES as u64;
+    engine.budget().set_limit_under_pressure(little, allowed);
+    let second = engine.submit(request(&[2; 10], 20)).unwrap();
+    for _ in 0..20 {
+        results.take(engine.step(0));
+    }
+    assert!(engine.is_pressed() && results.finished.is_empty());
+    assert!(engine.budget().charged() <= little);
+    engine.budget().set_limit(allowed);
+    while !engine.is_idle() {
+        results.take(engine.step(0));
+    }
+    assert_eq!(results.tokens[&first], expected(&prompt, 20));
+    assert_eq!(results.tokens[&second], expected(&[2; 10], 20));
+    // What the operator does not allow is refused, under pressure or not.
+    engine.budget().set_limit_under_pressure(little, allowed);
+    assert!(engine.submit(request(&[1; 10], 60)).is_err());
+}
+
+#[test]
 fn an_open_end_stops_with_a_reason_when_the_budget_is_used_up() {
     let mut engine = engine(4, EngineConfig::default());
     let id = engine

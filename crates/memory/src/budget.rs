@@ -159,6 +159,7 @@ pub const DEFAULT_SOFT_PERMILLE: u16 = 900;
 
 struct Ledger {
     limit: u64,
+    allowed: u64,
     soft_permille: u16,
     charged: u64,
     peak_charged: u64,
@@ -249,6 +250,7 @@ impl Budget {
     pub fn new(limit_bytes: u64) -> Self {
         let ledger = Ledger {
             limit: limit_bytes,
+            allowed: limit_bytes,
             soft_permille: DEFAULT_SOFT_PERMILLE,
             charged: 0,
             peak_charged: 0,
@@ -279,10 +281,21 @@ impl Budget {
         self.ledger().limit
     }
 
+    /// The limit that the operator allows: what [`limit`](Self::limit) is when nothing presses.
+    #[must_use]
+    pub fn allowed(&self) -> u64 {
+        self.ledger().allowed
+    }
+
     /// Sets the limit and returns how many bytes are now held above it (0 unless a shrink begins).
     pub fn set_limit(&self, limit_bytes: u64) -> u64 {
+        self.set_limit_under_pressure(limit_bytes, limit_bytes)
+    }
+
+    /// Sets a limit that pressure from outside holds below what the operator allows, for a while.
+    pub fn set_limit_under_pressure(&self, limit_bytes: u64, allowed_bytes: u64) -> u64 {
         let mut ledger = self.ledger();
-        ledger.limit = limit_bytes;
+        (ledger.limit, ledger.allowed) = (limit_bytes, allowed_bytes.max(limit_bytes));
         let excess = ledger.charged.saturating_sub(limit_bytes);
         drop(ledger);
         self.shared.within.notify_all();

@@ -29,6 +29,8 @@ const EVENTS_PER_CALL: usize = 4096;
 const CALLS_IN_FLIGHT: usize = 256;
 /// How often an idle engine looks whether the budget shrank.
 const IDLE_TICK: Duration = Duration::from_millis(100);
+/// How long an engine waits that pressure from outside leaves no room to go on.
+const PRESSED_PAUSE: Duration = Duration::from_millis(10);
 /// How often the engine's figures are published while it works.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// Bytes that sink at a time while nothing runs: a request that comes waits for no more.
@@ -376,6 +378,9 @@ impl<D: Decoder> Worker<D> {
             self.rest();
             let events = self.step();
             self.deliver(events);
+            if self.engine.is_pressed() {
+                std::thread::sleep(PRESSED_PAUSE);
+            }
             let is_idle = self.engine.is_idle();
             self.keeper
                 .save_some(self.engine.cache_mut(), is_idle, clock_ms());

@@ -160,7 +160,7 @@ fn step(
     if decision.reason == Reason::Steady {
         return;
     }
-    budget.set_limit(decision.target);
+    budget.set_limit_under_pressure(decision.target, own.operator_limit);
     tracing::info!(
         before_bytes = before,
         after_bytes = decision.target,
