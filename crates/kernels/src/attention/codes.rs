@@ -622,6 +622,9 @@ impl Source for CodeTile<'_> {
 }
 
 /// An int4 tile as it stands in its block, of a head of whole lines: the same sums as those of its [`CodeTile`].
+///
+/// Its loops over columns, and what makes scores of sums, look like [`CodeTile`]'s. With one function for both, decoding with
+/// AVX-512 took an eighth longer.
 #[derive(Clone, Copy)]
 struct PackedTile<'a> {
     /// `[lines][2 pairs of quads][32 tokens]`.

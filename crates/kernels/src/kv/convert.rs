@@ -77,12 +77,14 @@ struct Convert<'a> {
     out: &'a mut [u8],
 }
 
+/// Channels or tokens, of each some vectors.
+type Numbers<const N: usize> = [[[f32; LANES]; N]; STRIP];
 /// Tokens of one channel.
 type Channel = [[f32; LANES]; TOKEN_VECTORS];
 /// Channels of keys.
-type KeyStrip = [Channel; STRIP];
+type KeyStrip = Numbers<TOKEN_VECTORS>;
 /// Tokens of values, each in whole vectors.
-type ValueStrip = [[[f32; LANES]; KvLayout::MAX_HEAD_DIM / LANES]; STRIP];
+type ValueStrip = Numbers<{ KvLayout::MAX_HEAD_DIM / LANES }>;
 
 impl Kernel for Convert<'_> {
     type Output = ();
@@ -148,6 +150,56 @@ impl Strip {
     fn lines(&self) -> usize {
         self.head_dim.div_ceil(LANES)
     }
+
+    /// Its keys among the parts of a tile whose codes have so many bits.
+    #[inline(always)]
+    fn keys(&self, parts: &Parts, bits: usize) -> Place {
+        Place {
+            codes: parts.keys.start + self.first * BLOCK_TOKENS * bits / 8,
+            row_bytes: QUAD * BLOCK_TOKENS,
+            vectors: TOKEN_VECTORS,
+            // Of eight bits two bytes.
+            scales: parts.key_scales.start + self.first * bits / 4,
+            offsets: parts.key_offsets.start + self.first,
+            count: self.count,
+        }
+    }
+
+    /// Its values likewise.
+    #[inline(always)]
+    fn values(&self, parts: &Parts, bits: usize) -> Place {
+        Place {
+            codes: parts.values.start + self.first * self.head_dim * bits / 8,
+            row_bytes: QUAD * self.head_dim,
+            vectors: self.lines(),
+            scales: parts.value_scales.start + self.first * bits / 4,
+            offsets: parts.value_offsets.start + self.first,
+            count: STRIP,
+        }
+    }
+}
+
+/// Where a strip stands in a tile of codes: rows of vectors, each of four channels or tokens, or of two times four.
+#[derive(Clone, Copy)]
+struct Place {
+    codes: usize,
+    row_bytes: usize,
+    /// Of a row; the last may be cut off.
+    vectors: usize,
+    /// Of the first channel or token, and in four bits of the first group of vectors.
+    scales: usize,
+    offsets: usize,
+    /// Channels or tokens.
+    count: usize,
+}
+
+impl Place {
+    /// Where the codes of a row stand.
+    #[inline(always)]
+    fn row(&self, row: usize) -> Range<usize> {
+        let at = self.codes + row * self.row_bytes;
+        at..at + self.row_bytes
+    }
 }
 
 /// Rounded to an integer.
@@ -193,46 +245,43 @@ impl Kernel for ReadKeys<'_> {
                     }
                 }
             }
-            KvFormat::Int8 => read_keys_8(l, strip, tile, to),
-            KvFormat::Int4 => read_keys_4(l, strip, tile, to),
+            KvFormat::Int8 => read_8(l, strip.keys(&Parts::int8(strip.head_dim), 8), tile, to),
+            KvFormat::Int4 => read_4(l, strip.keys(&Parts::int4(strip.head_dim), 4), tile, to),
         }
     }
 }
 
 #[inline(always)]
-fn read_keys_8<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut KeyStrip) {
-    let parts = Parts::int8(strip.head_dim);
-    let scales = &tile[parts.key_scales][2 * strip.first..];
-    let codes = &tile[parts.keys][strip.first * BLOCK_TOKENS..];
-    let codes = codes.as_chunks::<VECTOR_BYTES>().0;
-    for quad in 0..strip.count.div_ceil(QUAD) {
-        for v in 0..TOKEN_VECTORS {
-            let codes = l.load_codes(&codes[quad * TOKEN_VECTORS + v]);
-            for i in 0..QUAD.min(strip.count - quad * QUAD) {
-                let channel = quad * QUAD + i;
-                let scale = u16::from_le_bytes([scales[2 * channel], scales[2 * channel + 1]]);
-                let x = clean(l, l.mul(codes[i], l.splat(f16_to_f32(scale))));
-                l.store(x, &mut to[channel][v]);
+fn read_8<L: Lanes, const N: usize>(l: L, at: Place, tile: &[u8], to: &mut Numbers<N>) {
+    let scales = &tile[at.scales..];
+    for quad in 0..at.count.div_ceil(QUAD) {
+        let row = &tile[at.row(quad)];
+        for v in 0..at.vectors {
+            let numbers = l.load_codes(&get(&row[v * VECTOR_BYTES..]));
+            for i in 0..QUAD.min(at.count - quad * QUAD) {
+                let which = quad * QUAD + i;
+                let scale = u16::from_le_bytes([scales[2 * which], scales[2 * which + 1]]);
+                let x = clean(l, l.mul(numbers[i], l.splat(f16_to_f32(scale))));
+                l.store(x, &mut to[which][v]);
             }
         }
     }
 }
 
 #[inline(always)]
-fn read_keys_4<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut KeyStrip) {
-    let parts = Parts::int4(strip.head_dim);
-    let (scales, offsets) = (&tile[parts.key_scales], &tile[parts.key_offsets]);
-    let codes = &tile[parts.keys][strip.first / 2 * BLOCK_TOKENS..];
-    let codes = codes.as_chunks::<VECTOR_BYTES>().0;
-    let added = added(&offsets[strip.first..]);
-    for v in 0..TOKEN_VECTORS {
-        let quads = l.unpack_nibbles(&codes[v], &added);
+fn read_4<L: Lanes, const N: usize>(l: L, at: Place, tile: &[u8], to: &mut Numbers<N>) {
+    let row = &tile[at.row(0)];
+    for v in 0..at.vectors {
+        let group = v / GROUP_LINES * BLOCK_TOKENS;
+        let scales = &tile[at.scales + group..];
+        let added = added(&tile[at.offsets + group..]);
+        let quads = l.unpack_nibbles(&get(&row[v * VECTOR_BYTES..]), &added);
         for half in 0..2 {
             let numbers = l.load_codes(&quads[half]);
-            for i in 0..QUAD.min(strip.count.saturating_sub(half * QUAD)) {
-                let channel = half * QUAD + i;
-                let scale = l.splat(scale(scales[strip.first + channel]));
-                l.store(clean(l, l.mul(numbers[i], scale)), &mut to[channel][v]);
+            for i in 0..QUAD.min(at.count.saturating_sub(half * QUAD)) {
+                let which = half * QUAD + i;
+                let x = clean(l, l.mul(numbers[i], l.splat(scale(scales[which]))));
+                l.store(x, &mut to[which][v]);
             }
         }
     }
@@ -260,47 +309,8 @@ impl Kernel for ReadValues<'_> {
                     }
                 }
             }
-            KvFormat::Int8 => read_values_8(l, strip, tile, to),
-            KvFormat::Int4 => read_values_4(l, strip, tile, to),
-        }
-    }
-}
-
-#[inline(always)]
-fn read_values_8<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut ValueStrip) {
-    let parts = Parts::int8(strip.head_dim);
-    let scales = &tile[parts.value_scales][2 * strip.first..];
-    let codes = &tile[parts.values][strip.first * strip.head_dim..];
-    for quad in 0..STRIP / QUAD {
-        let row = &codes[quad * QUAD * strip.head_dim..][..QUAD * strip.head_dim];
-        for i in 0..strip.lines() {
-            let codes = l.load_codes(&get(&row[i * VECTOR_BYTES..]));
-            for t in 0..QUAD {
-                let token = quad * QUAD + t;
-                let scale = u16::from_le_bytes([scales[2 * token], scales[2 * token + 1]]);
-                let x = clean(l, l.mul(codes[t], l.splat(f16_to_f32(scale))));
-                l.store(x, &mut to[token][i]);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn read_values_4<L: Lanes>(l: L, strip: &Strip, tile: &[u8], to: &mut ValueStrip) {
-    let parts = Parts::int4(strip.head_dim);
-    let (scales, offsets) = (&tile[parts.value_scales], &tile[parts.value_offsets]);
-    let row = &tile[parts.values][strip.first / 2 * strip.head_dim..][..QUAD * strip.head_dim];
-    for i in 0..strip.lines() {
-        let first = i / GROUP_LINES * BLOCK_TOKENS + strip.first;
-        let added = added(&offsets[first..]);
-        let quads = l.unpack_nibbles(&get(&row[i * VECTOR_BYTES..]), &added);
-        for half in 0..2 {
-            let numbers = l.load_codes(&quads[half]);
-            for t in 0..QUAD {
-                let token = half * QUAD + t;
-                let scale = l.splat(scale(scales[first + token]));
-                l.store(clean(l, l.mul(numbers[t], scale)), &mut to[token][i]);
-            }
+            KvFormat::Int8 => read_8(l, strip.values(&Parts::int8(strip.head_dim), 8), tile, to),
+            KvFormat::Int4 => read_4(l, strip.values(&Parts::int4(strip.head_dim), 4), tile, to),
         }
     }
 }
@@ -456,32 +466,65 @@ impl Kernel for WriteKeys<'_> {
                     }
                 }
             }
-            KvFormat::Int8 => write_keys_8(l, strip, keys, tile),
+            KvFormat::Int8 => write_8(l, strip.keys(&Parts::int8(strip.head_dim), 8), keys, tile),
             KvFormat::Int4 => write_keys_4(l, strip, keys, tile),
         }
     }
 }
 
 #[inline(always)]
-fn write_keys_8<L: Lanes>(l: L, strip: &Strip, keys: &KeyStrip, tile: &mut [u8]) {
-    let parts = Parts::int8(strip.head_dim);
+fn write_8<L: Lanes, const N: usize>(l: L, at: Place, from: &Numbers<N>, tile: &mut [u8]) {
     let mut groups = [Group8::default(); STRIP];
-    for channel in 0..strip.count {
-        groups[channel] = group_8(l, &keys[channel]);
-        let at = parts.key_scales.start + 2 * (strip.first + channel);
-        tile[at..at + 2].copy_from_slice(&groups[channel].scale.to_le_bytes());
+    for which in 0..at.count {
+        groups[which] = group_8(l, &from[which][..at.vectors]);
+        let at = at.scales + 2 * which;
+        tile[at..at + 2].copy_from_slice(&groups[which].scale.to_le_bytes());
     }
-    let codes = &mut tile[parts.keys][strip.first * BLOCK_TOKENS..];
-    let codes = codes.as_chunks_mut::<VECTOR_BYTES>().0;
-    for quad in 0..strip.count.div_ceil(QUAD) {
-        for v in 0..TOKEN_VECTORS {
-            let mut vectors = [l.splat(0.0); QUAD];
-            for i in 0..QUAD.min(strip.count - quad * QUAD) {
-                let channel = quad * QUAD + i;
-                vectors[i] = codes_8(l, groups[channel], &keys[channel][v]);
+    for quad in 0..at.count.div_ceil(QUAD) {
+        let row = &mut tile[at.row(quad)];
+        for v in 0..at.vectors {
+            let mut numbers = [l.splat(0.0); QUAD];
+            for i in 0..QUAD.min(at.count - quad * QUAD) {
+                let which = quad * QUAD + i;
+                numbers[i] = codes_8(l, groups[which], &from[which][v]);
             }
-            l.store_codes(vectors, &mut codes[quad * TOKEN_VECTORS + v]);
+            let mut codes = [0; VECTOR_BYTES];
+            l.store_codes(numbers, &mut codes);
+            put(&codes, room(row, VECTOR_BYTES, v));
         }
+    }
+}
+
+/// Stores some vectors, which share groups, as these say.
+#[inline(always)]
+fn store_4<L: Lanes, const N: usize>(
+    l: L,
+    at: Place,
+    (from, vectors): (&Numbers<N>, Range<usize>),
+    groups: &[Group4; STRIP],
+    tile: &mut [u8],
+) {
+    let group = vectors.start / GROUP_LINES * BLOCK_TOKENS;
+    for which in 0..at.count {
+        tile[at.scales + group + which] = groups[which].scale;
+        tile[at.offsets + group + which] = groups[which].offset as i8 as u8;
+    }
+    let row = &mut tile[at.row(0)];
+    for v in vectors {
+        let mut numbers = [l.splat(0.0); QUAD];
+        for i in 0..QUAD {
+            let mut halves = [l.splat(0.0); 2];
+            for half in 0..2 {
+                let which = half * QUAD + i;
+                if which < at.count {
+                    halves[half] = codes_4(l, groups[which], &from[which][v]);
+                }
+            }
+            numbers[i] = joined(l, halves[0], halves[1]);
+        }
+        let mut codes = [0; VECTOR_BYTES];
+        l.store_codes(numbers, &mut codes);
+        put(&codes, room(row, VECTOR_BYTES, v));
     }
 }
 
@@ -504,27 +547,8 @@ fn store_keys_4<L: Lanes>(
     groups: &[Group4; STRIP],
     tile: &mut [u8],
 ) {
-    let parts = Parts::int4(strip.head_dim);
-    for channel in 0..strip.count {
-        tile[parts.key_scales.start + strip.first + channel] = groups[channel].scale;
-        tile[parts.key_offsets.start + strip.first + channel] = groups[channel].offset as i8 as u8;
-    }
-    let codes = &mut tile[parts.keys][strip.first / 2 * BLOCK_TOKENS..];
-    let codes = codes.as_chunks_mut::<VECTOR_BYTES>().0;
-    for v in 0..TOKEN_VECTORS {
-        let mut vectors = [l.splat(0.0); QUAD];
-        for i in 0..QUAD {
-            let mut halves = [l.splat(0.0); 2];
-            for half in 0..2 {
-                let channel = half * QUAD + i;
-                if channel < strip.count {
-                    halves[half] = codes_4(l, groups[channel], &keys[channel][v]);
-                }
-            }
-            vectors[i] = joined(l, halves[0], halves[1]);
-        }
-        l.store_codes(vectors, &mut codes[v]);
-    }
+    let at = strip.keys(&Parts::int4(strip.head_dim), 4);
+    store_4(l, at, (keys, 0..TOKEN_VECTORS), groups, tile);
 }
 
 /// Writes tokens' values.
@@ -552,7 +576,12 @@ impl Kernel for WriteValues<'_> {
             }
             KvFormat::Int8 => {
                 repeat_first(strip, values);
-                write_values_8(l, strip, values, tile);
+                write_8(
+                    l,
+                    strip.values(&Parts::int8(strip.head_dim), 8),
+                    values,
+                    tile,
+                );
             }
             KvFormat::Int4 => {
                 repeat_first(strip, values);
@@ -573,31 +602,6 @@ fn repeat_first(strip: &Strip, values: &mut ValueStrip) {
     }
 }
 
-#[inline(always)]
-fn write_values_8<L: Lanes>(l: L, strip: &Strip, values: &ValueStrip, tile: &mut [u8]) {
-    let parts = Parts::int8(strip.head_dim);
-    let mut groups = [Group8::default(); STRIP];
-    for token in 0..STRIP {
-        groups[token] = group_8(l, &values[token][..strip.lines()]);
-        let at = parts.value_scales.start + 2 * (strip.first + token);
-        tile[at..at + 2].copy_from_slice(&groups[token].scale.to_le_bytes());
-    }
-    let codes = &mut tile[parts.values][strip.first * strip.head_dim..];
-    for quad in 0..STRIP / QUAD {
-        let row = &mut codes[quad * QUAD * strip.head_dim..][..QUAD * strip.head_dim];
-        for i in 0..strip.lines() {
-            let mut vectors = [l.splat(0.0); QUAD];
-            for t in 0..QUAD {
-                let token = quad * QUAD + t;
-                vectors[t] = codes_8(l, groups[token], &values[token][i]);
-            }
-            let mut bytes = [0; VECTOR_BYTES];
-            l.store_codes(vectors, &mut bytes);
-            put(&bytes, room(row, VECTOR_BYTES, i));
-        }
-    }
-}
-
 /// [`groups_4`] of the tokens' vectors from `line` on.
 #[inline(always)]
 fn value_groups_4<L: Lanes, const N: usize>(
@@ -614,6 +618,7 @@ fn value_groups_4<L: Lanes, const N: usize>(
 
 #[inline(always)]
 fn write_values_4<L: Lanes>(l: L, strip: &Strip, values: &ValueStrip, tile: &mut [u8]) {
+    let at = strip.values(&Parts::int4(strip.head_dim), 4);
     let mut line = 0;
     while line < strip.lines() {
         let lines = line..strip.lines().min(line + GROUP_LINES);
@@ -623,37 +628,7 @@ fn write_values_4<L: Lanes>(l: L, strip: &Strip, values: &ValueStrip, tile: &mut
             3 => value_groups_4::<L, 3>(l, values, line),
             _ => value_groups_4::<L, GROUP_LINES>(l, values, line),
         };
-        store_values_4(l, strip, (values, lines), &groups, tile);
+        store_4(l, at, (values, lines), &groups, tile);
         line += GROUP_LINES;
-    }
-}
-
-/// Stores some vectors of tokens' values, which share groups, as these say.
-#[inline(always)]
-fn store_values_4<L: Lanes>(
-    l: L,
-    strip: &Strip,
-    (values, lines): (&ValueStrip, Range<usize>),
-    groups: &[Group4; STRIP],
-    tile: &mut [u8],
-) {
-    let parts = Parts::int4(strip.head_dim);
-    let first = lines.start / GROUP_LINES * BLOCK_TOKENS + strip.first;
-    for token in 0..STRIP {
-        tile[parts.value_scales.start + first + token] = groups[token].scale;
-        tile[parts.value_offsets.start + first + token] = groups[token].offset as i8 as u8;
-    }
-    let codes = &mut tile[parts.values][strip.first / 2 * strip.head_dim..];
-    let row = &mut codes[..QUAD * strip.head_dim];
-    for i in lines {
-        let mut vectors = [l.splat(0.0); QUAD];
-        for t in 0..QUAD {
-            let low = codes_4(l, groups[t], &values[t][i]);
-            let high = codes_4(l, groups[QUAD + t], &values[QUAD + t][i]);
-            vectors[t] = joined(l, low, high);
-        }
-        let mut bytes = [0; VECTOR_BYTES];
-        l.store_codes(vectors, &mut bytes);
-        put(&bytes, room(row, VECTOR_BYTES, i));
     }
 }

@@ -249,6 +249,7 @@ fn coarse_values<L: Lanes>(
     let Some(step) = step else {
         return write_values_4(l, strip, values, tile);
     };
+    let at = strip.values(&Parts::int4(strip.head_dim), 4);
     let mut line = 0;
     while line < strip.lines() {
         let lines = line..strip.lines().min(line + GROUP_LINES);
@@ -263,7 +264,7 @@ fn coarse_values<L: Lanes>(
             let low = -l.reduce_max(l.sub(l.splat(0.0), low));
             groups[token] = coarse_group((low, l.reduce_max(high)), 0.0, step);
         }
-        store_values_4(l, strip, (values, lines), &groups, tile);
+        store_4(l, at, (values, lines), &groups, tile);
         line += GROUP_LINES;
     }
 }
