@@ -348,9 +348,14 @@ fn check_least(source: &ModelSource, limit: u64, other: u64) -> Result<(), Failu
 fn warn_of_streaming(model: &Model) {
     let (streamed, layers) = model.streamed_layers();
     if streamed > 0 {
+        // Of experts only those that are used.
+        let up_to = match model.config().experts {
+            Some(_) => "up to ",
+            None => "",
+        };
         eprintln!(
-            "neap: the budget has no room for {streamed} of the model's {layers} layers: {} are read from its file at \
-             each step",
+            "neap: the budget has no room for {streamed} of the model's {layers} layers: {up_to}{} are read from its \
+             file at each step",
             show(model.streamed_bytes()),
         );
     }

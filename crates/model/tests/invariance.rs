@@ -32,7 +32,16 @@ fn setup_within(
     isa: Isa,
     repack: Repack,
 ) -> Setup {
-    let source = source();
+    setup_of(&source(), budget, reserve_bytes, threads, (isa, repack))
+}
+
+fn setup_of(
+    source: &Arc<ModelSource>,
+    budget: &Budget,
+    reserve_bytes: u64,
+    threads: usize,
+    (isa, repack): (Isa, Repack),
+) -> Setup {
     let pool = Arc::new(ThreadPool::new(threads));
     let options = LoadOptions {
         repack,
@@ -41,7 +50,7 @@ fn setup_within(
         isa,
         progress: &mut |_| {},
     };
-    let model = Arc::new(Model::load(source, budget, options).unwrap());
+    let model = Arc::new(Model::load(Arc::clone(source), budget, options).unwrap());
     let kv = KvPool::new(
         budget,
         kv_block_bytes(model.config()).unwrap(),
@@ -155,24 +164,40 @@ fn weights_that_come_and_go_change_no_bit() {
     }
 }
 
+/// Checks that a model within the least budget that it can have says what it says when all of it is held.
+fn runs_streamed(source: &Arc<ModelSource>) {
+    let tokens = tokens(40, 4);
+    let held = |budget: &Budget| setup_of(source, budget, 0, 2, (Isa::best(), Repack::Never));
+    let roomy = Budget::new(1 << 30);
+    let mut all = held(&roomy);
+    // What is not weights: scratch.
+    let scratch = roomy.charged() - all.decoder.model().weights_bytes();
+    let expected = logits_in_chunks(&mut all, &tokens, &[40]);
+    let least = least_weight_bytes(source);
+    assert!(least < source.weight_bytes(), "{least}");
+    let blocks = 2 * all.kv.charged_block_bytes();
+    let budget = Budget::new(least + scratch + blocks);
+    let how = (Isa::best(), Repack::Auto);
+    let mut setup = setup_of(source, &budget, scratch + blocks, 2, how);
+    assert!(setup.decoder.model().streamed_bytes() > 0);
+    for sizes in [&[40][..], &[1], &[7, 33]] {
+        assert!(logits_in_chunks(&mut setup, &tokens, sizes) == expected);
+    }
+    assert!(budget.charged() <= budget.limit());
+}
+
 #[test]
 fn a_model_larger_than_the_budget_runs() {
-    let tokens = tokens(40, 4);
-    let isa = Isa::best();
-    let expected = logits_in_chunks(&mut setup(2, isa, Repack::Always), &tokens, &[40]);
-    let roomy = Budget::new(1 << 30);
-    let weights = source().weight_bytes();
-    let least = least_weight_bytes(&source());
-    assert!(least < weights, "{least} of {weights}");
-    // What is not weights: scratch.
-    let held = setup_within(&roomy, 0, 2, isa, Repack::Never);
-    let scratch = roomy.charged() - held.decoder.model().weights_bytes();
-    let blocks = 2 * held.kv.charged_block_bytes();
-    let budget = Budget::new(least + scratch + blocks);
-    let mut setup = setup_within(&budget, scratch + blocks, 2, isa, Repack::Auto);
-    assert!(setup.decoder.model().streamed_bytes() > 0);
-    assert!(logits_in_chunks(&mut setup, &tokens, &[40]) == expected);
-    assert!(budget.charged() <= budget.limit());
+    runs_streamed(&source());
+}
+
+/// Of experts only those are read that a token goes through; which, is known when the layer is there.
+#[test]
+fn experts_that_do_not_fit_are_read_as_they_are_used() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/architectures");
+    for name in ["mixtral", "qwen2-moe"] {
+        runs_streamed(&Arc::new(ModelSource::open(golden.join(name)).unwrap()));
+    }
 }
 
 fn vocab(setup: &Setup) -> usize {

@@ -29,7 +29,7 @@ impl Pass<'_> {
                 };
                 run_mlp(at, self.s, mlp, n, Rows::Normed)?;
             }
-            Ffn::Experts(experts) => self.mixture(experts)?,
+            Ffn::Experts(experts) => self.mixture(index, experts)?,
         }
         self.add_projected(layer.ffn_post_norm.as_ref())
     }
@@ -37,7 +37,7 @@ impl Pass<'_> {
     /// projected = for each row the sum of what its experts give, weighted by their probabilities.
     ///
     /// Experts are taken in the order of their numbers, so that a row's sum does not depend on other rows.
-    fn mixture(&mut self, layer: &Experts) -> Result<(), WorkerPanic> {
+    fn mixture(&mut self, index: usize, layer: &Experts) -> Result<(), WorkerPanic> {
         let config = self.model.config();
         let (n, hidden) = (self.s.rows, config.hidden_size);
         let Some(experts) = config.experts else {
@@ -62,6 +62,8 @@ impl Pass<'_> {
             ops::softmax(self.context.isa, row);
             keep_chosen(row, &experts);
         }
+        let used = used_experts(&s.routes[..n * experts.count], experts.count);
+        self.model.before_experts(index, used);
         s.mixed[..n * hidden].fill(0.0);
         for (number, mlp) in layer.experts.iter().enumerate() {
             let chance = |s: &Scratch, row: usize| s.routes[row * experts.count + number];
@@ -103,6 +105,11 @@ impl Pass<'_> {
         s.projected[..n * hidden].copy_from_slice(&s.mixed[..n * hidden]);
         Ok(())
     }
+}
+
+/// The experts, of `count`, that any row goes through by what is left of its probabilities.
+fn used_experts(routes: &[f32], count: usize) -> impl Iterator<Item = usize> {
+    (0..count).filter(move |&expert| routes.chunks_exact(count).any(|row| row[expert] > 0.0))
 }
 
 /// Leaves the probabilities of the experts that a row goes through, and makes the others 0. Of equals the first wins.

@@ -395,15 +395,26 @@ impl Model {
     }
 
     /// To be called before a unit is used (the layers in turn, then the output matrix): asks the system to
-    /// read the next streamed one meanwhile.
+    /// read the next streamed one meanwhile, but for its experts, of which it is not known yet which are used.
     pub(super) fn before(&self, unit: usize) {
         if self.residency.is_held(unit) {
             return;
         }
         if let Some(next) = self.residency.next_streamed(unit) {
-            for tensor in self.unit_tensors(next) {
+            for tensor in dense_tensors(&self.source, next) {
                 self.source.will_need(&tensor);
             }
+        }
+    }
+
+    /// To be called when it is known which experts of a layer are used: where they are streamed, asks the system to read
+    /// these, all at once. The others stay in the file.
+    pub(super) fn before_experts(&self, layer: usize, used: impl Iterator<Item = usize>) {
+        if self.residency.is_held(layer) {
+            return;
+        }
+        for tensor in used.flat_map(|expert| expert_tensors(&self.source, layer, expert)) {
+            self.source.will_need(&tensor);
         }
     }
 
@@ -617,17 +628,17 @@ fn mapped_len(tensor: &SourceTensor<'_>) -> usize {
 
 /// The matrices of a unit.
 fn unit_tensors(source: &ModelSource, unit: usize) -> impl Iterator<Item = SourceTensor<'_>> {
-    let layers = source.config().layers;
-    let names: Vec<TensorName> = match unit < layers {
+    let experts = source.config().experts.map_or(0, |experts| experts.count);
+    let of_experts = (0..experts).flat_map(move |expert| expert_tensors(source, unit, expert));
+    dense_tensors(source, unit).chain(of_experts)
+}
+
+/// The matrices of a unit that every token is multiplied with.
+fn dense_tensors(source: &ModelSource, unit: usize) -> impl Iterator<Item = SourceTensor<'_>> {
+    let names: Vec<TensorName> = match unit < source.config().layers {
         true => {
             let layer = |tensor| TensorName::Layer(unit, tensor);
-            let experts = source.config().experts.map_or(0, |experts| experts.count);
-            let of_experts = (0..experts).flat_map(|expert| {
-                let all = ExpertTensor::ALL.into_iter();
-                all.map(move |tensor| TensorName::Expert(unit, expert, tensor))
-            });
-            let of_layer = LayerTensor::ALL.into_iter().map(layer);
-            of_layer.chain(of_experts).collect()
+            LayerTensor::ALL.into_iter().map(layer).collect()
         }
         false => vec![TensorName::Output],
     };
@@ -635,6 +646,17 @@ fn unit_tensors(source: &ModelSource, unit: usize) -> impl Iterator<Item = Sourc
         .into_iter()
         .filter_map(|name| source.optional(name))
         .filter(|tensor| tensor.shape.len() > 1)
+}
+
+/// The matrices of an expert; none where the unit is no layer with experts.
+fn expert_tensors(
+    source: &ModelSource,
+    unit: usize,
+    expert: usize,
+) -> impl Iterator<Item = SourceTensor<'_>> {
+    let name = move |tensor| TensorName::Expert(unit, expert, tensor);
+    let names = ExpertTensor::ALL.into_iter().map(name);
+    names.filter_map(|name| source.optional(name))
 }
 
 /// Bytes of what is always held: norms and biases, as f32, and learned positions.
@@ -726,4 +748,26 @@ pub(super) enum Place {
     Mapped,
     /// Nowhere: read at each use.
     Streamed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn experts_are_no_part_of_what_is_read_ahead() {
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/architectures");
+        let source = ModelSource::open(format!("{golden}/mixtral")).unwrap();
+        let names = |tensors: &mut dyn Iterator<Item = SourceTensor<'_>>| -> Vec<String> {
+            tensors.map(|tensor| tensor.name.to_string()).collect()
+        };
+        let ahead = names(&mut dense_tensors(&source, 1));
+        assert_eq!(ahead.len(), 5, "{ahead:?}"); // queries, keys, values, output, router
+        assert!(ahead.iter().all(|name| !name.contains(".experts.")));
+        let all = names(&mut unit_tensors(&source, 1));
+        assert_eq!(all.len(), 5 + 5 * 3);
+        let third = names(&mut expert_tensors(&source, 1, 3));
+        assert!(third.iter().all(|name| name.contains(".experts.3.")) && third.len() == 3);
+        assert_eq!(names(&mut expert_tensors(&source, 2, 0)).len(), 0);
+    }
 }

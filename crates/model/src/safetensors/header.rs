@@ -35,11 +35,13 @@ pub(super) fn parse(bytes: &[u8], file: usize) -> Result<Header, Fault> {
         return Err(Fault::new("header length", 0, reason));
     }
     let length = u64::from_le_bytes(*length);
-    if length > MAX_HEADER_BYTES || length > rest.len() as u64 {
-        let reason = format!(
-            "says {length}; at most {MAX_HEADER_BYTES} are allowed and {} bytes are left",
-            rest.len()
-        );
+    if length > MAX_HEADER_BYTES {
+        let reason = format!("says {length}; at most {MAX_HEADER_BYTES} are allowed");
+        return Err(Fault::new("header length", 0, reason));
+    }
+    if length > rest.len() as u64 {
+        let left = rest.len();
+        let reason = format!("says {length} bytes, and the file ends after {left}: it is cut off");
         return Err(Fault::new("header length", 0, reason));
     }
     let (json, data) = rest.split_at(length as usize);
