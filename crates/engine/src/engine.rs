@@ -366,6 +366,20 @@ impl<D: Decoder> Engine<D> {
         self.is_pressed
     }
 
+    /// Nobody can go on: is that for want of what is allowed, or for pressure from outside?
+    fn look_for_pressure(&mut self, is_starved: bool) {
+        let was_pressed = self.is_pressed;
+        let (limit_bytes, allowed_bytes) = (self.budget.limit(), self.budget.allowed());
+        self.is_pressed = is_starved && limit_bytes < allowed_bytes;
+        if self.is_pressed && !was_pressed {
+            tracing::warn!(
+                limit_bytes,
+                allowed_bytes,
+                "others leave too little memory for any sequence to go on: waiting until they leave more"
+            );
+        }
+    }
+
     /// Changes [`EngineConfig::step_ms`].
     pub fn set_step_ms(&mut self, step_ms: Option<u64>) {
         self.config.step_ms = step_ms;
@@ -378,6 +392,7 @@ impl<D: Decoder> Engine<D> {
         self.now_ms = now_ms;
         let mut events = Vec::new();
         if self.is_idle() {
+            self.is_pressed = false;
             return events;
         }
         self.pace.begin(now_ms);
@@ -391,7 +406,7 @@ impl<D: Decoder> Engine<D> {
         if plan.starved.is_some() && self.release_weights_for_blocks() {
             plan = self.plan();
         }
-        self.is_pressed = plan.starved.is_some() && self.budget.limit() < self.budget.allowed();
+        self.look_for_pressure(plan.starved.is_some());
         match plan.starved {
             Some(_) if self.is_pressed => return events,
             Some(index) => {
