@@ -9,6 +9,7 @@ use neap_kernels::kv::KvLayout;
 use neap_kernels::{Isa, ThreadPool, pool};
 use neap_memory::cache::{CacheOptions, KvCache};
 use neap_memory::disk::DiskStore;
+use neap_memory::pressure::Bound;
 use neap_memory::pressure::watch::{Watch, WatchOptions};
 use neap_memory::remote::RemoteLevel;
 use neap_memory::{Budget, Fingerprint, KvPool, KvQuality, Level, OverBudget, QuantizedLevels};
@@ -134,7 +135,7 @@ pub fn open_writer(
 
 /// Loads weights and reserves scratch for `sequences` at once.
 pub fn load_parts(args: &ModelArgs, sequences: usize) -> Result<Parts, Failure> {
-    let budget = Budget::new(limit_bytes(args));
+    let budget = budget(args);
     let opened = open_writer(args, sequences, budget.limit())?;
     load_opened(args, opened, sequences, &budget)
 }
@@ -145,11 +146,26 @@ pub fn limit_bytes(args: &ModelArgs) -> u64 {
         .unwrap_or_else(|| neap_memory::default_budget().bytes)
 }
 
+/// A budget of [`limit_bytes`]; where the container or the system has less than that now, it begins with what these leave, and
+/// grows when they leave more.
+pub fn budget(args: &ModelArgs) -> Budget {
+    let (allowed, machine) = (limit_bytes(args), neap_memory::default_budget());
+    let budget = Budget::new(allowed);
+    if machine.bound != Bound::Unknown && allowed > machine.available {
+        eprintln!(
+            "neap: --memory allows {}, of which {} can be had now: beginning with {}",
+            show(allowed),
+            show(machine.available),
+            show(machine.bytes)
+        );
+        budget.set_limit_under_pressure(machine.bytes, allowed);
+    }
+    budget
+}
+
 /// Loads a model that makes vectors, encoders among them; within a budget that others share, if it is given one.
 pub fn load_embedder(args: &ModelArgs, budget: Option<&Budget>) -> Result<Parts, Failure> {
-    let budget = budget
-        .cloned()
-        .unwrap_or_else(|| Budget::new(limit_bytes(args)));
+    let budget = budget.cloned().unwrap_or_else(|| self::budget(args));
     load_opened(args, open(args)?, 1, &budget)
 }
 

@@ -36,7 +36,7 @@ const SPARE_CONNECTIONS: usize = 256;
 pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let live = live(args)?;
     warn_if_open(&args.host, &live);
-    let budget = Budget::new(loading::limit_bytes(&args.model));
+    let budget = loading::budget(&args.model);
     let checked = Checked::open(args, budget.limit())?;
     let fingerprint = checked.fingerprint;
     let below = Arc::new(Below::open(args, &budget)?);

@@ -5,6 +5,7 @@
 mod adapters;
 mod incoming;
 mod pace;
+mod pressed;
 mod speed;
 mod weights;
 mod window;
@@ -358,26 +359,6 @@ impl<D: Decoder> Engine<D> {
         self.now_ms = now_ms;
         self.clear_cache();
         self.release_weights(u64::MAX);
-    }
-
-    /// Whether the last step did nothing, since pressure from outside leaves no room for even one sequence: try again in a
-    /// moment.
-    pub fn is_pressed(&self) -> bool {
-        self.is_pressed
-    }
-
-    /// Nobody can go on: is that for want of what is allowed, or for pressure from outside?
-    fn look_for_pressure(&mut self, is_starved: bool) {
-        let was_pressed = self.is_pressed;
-        let (limit_bytes, allowed_bytes) = (self.budget.limit(), self.budget.allowed());
-        self.is_pressed = is_starved && limit_bytes < allowed_bytes;
-        if self.is_pressed && !was_pressed {
-            tracing::warn!(
-                limit_bytes,
-                allowed_bytes,
-                "others leave too little memory for any sequence to go on: waiting until they leave more"
-            );
-        }
     }
 
     /// Changes [`EngineConfig::step_ms`].

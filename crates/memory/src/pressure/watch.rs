@@ -68,14 +68,14 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins to watch. The limit of `budget` at this moment is the operator's word.
+    /// Begins to watch. What `budget` allows at this moment is the operator's word.
     ///
     /// # Errors
     /// When no thread can be started.
     pub fn begin(budget: &Budget, options: WatchOptions) -> std::io::Result<Self> {
-        let limit = budget.limit();
+        let (limit, allowed) = (budget.limit(), budget.allowed());
         let shared = Arc::new(Shared {
-            operator_limit: AtomicU64::new(limit),
+            operator_limit: AtomicU64::new(allowed),
             mapped_bytes: AtomicU64::new(0),
             log: Mutex::new(VecDeque::new()),
         });
