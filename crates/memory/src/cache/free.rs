@@ -1,6 +1,5 @@
 //! The way down: what sinks, goes to disk or is let go of, and doing so.
 
-use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
 use foldhash::HashMap;
@@ -21,7 +20,7 @@ const WEIGHED_AT_LEAST: usize = 128;
 /// So many times as many are weighed next where these were not enough.
 const WIDER: usize = 4;
 /// One block in so many is freed at once at least, up to so many: finding one costs about as much as finding a few.
-const FREED_SHARE: usize = 128;
+const FREED_SHARE: usize = 64;
 const FREED_AHEAD: usize = 16;
 
 /// What attending to a token at a lossy level is priced at, as a share of computing it anew. A judgement: a
@@ -313,11 +312,15 @@ impl KvCache {
 
     /// What is expected of each of `nodes`: at least as many uses as of its children among them. The deepest first.
     fn weigh(&self, nodes: &[NodeId], now_ms: u64) -> Vec<Weighed> {
-        let mut all: Vec<Weighed> = nodes
+        let mut deepest: Vec<(usize, NodeId)> = nodes
             .iter()
-            .filter_map(|&node| Some(Weighed::new(node, self.tree.info(node)?)))
+            .filter_map(|&node| Some((self.tree.info(node)?.depth_blocks, node)))
             .collect();
-        all.sort_unstable_by_key(|weighed| Reverse((weighed.info.depth_blocks, weighed.node)));
+        deepest.sort_unstable_by(|a, b| b.cmp(a));
+        let mut all: Vec<Weighed> = deepest
+            .iter()
+            .filter_map(|&(_, node)| Some(Weighed::new(node, self.tree.info(node)?)))
+            .collect();
         let places: HashMap<NodeId, usize> = all
             .iter()
             .enumerate()
