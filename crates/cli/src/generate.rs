@@ -3,13 +3,10 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use neap_engine::{AdmissionError, Engine, Event, FinishReason, Request, Usage};
+use neap_engine::{AdmissionError, Engine, Event, FinishReason, PRESSED_PAUSE, Request, Usage};
 use neap_model::decoder::Decoder;
 
 use crate::interrupt;
-
-/// How long an engine waits that pressure from outside leaves no room to go on.
-const PRESSED_PAUSE: Duration = Duration::from_millis(10);
 
 /// How a generation went.
 pub struct Outcome {

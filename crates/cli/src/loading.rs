@@ -149,7 +149,8 @@ pub fn limit_bytes(args: &ModelArgs) -> u64 {
 /// A budget of [`limit_bytes`]; where the container or the system has less than that now, it begins with what these leave, and
 /// grows when they leave more.
 pub fn budget(args: &ModelArgs) -> Budget {
-    let (allowed, machine) = (limit_bytes(args), neap_memory::default_budget());
+    let machine = neap_memory::default_budget();
+    let allowed = args.memory.unwrap_or(machine.bytes);
     let budget = Budget::new(allowed);
     if machine.bound != Bound::Unknown && allowed > machine.available {
         eprintln!(

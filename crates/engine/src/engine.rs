@@ -22,6 +22,7 @@ pub(crate) use adapters::AdapterId;
 use adapters::Adapters;
 pub use adapters::{AdapterNameTaken, AdapterState};
 use pace::Pace;
+pub use pressed::PRESSED_PAUSE;
 use speed::Speed;
 
 use crate::fairness::Shares;

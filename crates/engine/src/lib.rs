@@ -15,7 +15,7 @@ pub mod schedule;
 mod sequence;
 pub mod stop;
 
-pub use engine::{AdapterNameTaken, AdapterState, Engine, EngineConfig};
+pub use engine::{AdapterNameTaken, AdapterState, Engine, EngineConfig, PRESSED_PAUSE};
 pub use grammar::{Grammar, GrammarError, Grammars};
 pub use request::{AdmissionError, Event, FinishReason, Request, RequestId, TokenLogprob, Usage};
 pub use sampling::{SamplingError, SamplingParams};

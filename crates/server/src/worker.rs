@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use neap_engine::{Engine, Event, FinishReason, Request, RequestId};
+use neap_engine::{Engine, Event, FinishReason, PRESSED_PAUSE, Request, RequestId};
 use neap_memory::{KvQuality, Namespace};
 use neap_model::decoder::Decoder;
 use tokio::sync::{mpsc, oneshot};
@@ -29,8 +29,6 @@ const EVENTS_PER_CALL: usize = 4096;
 const CALLS_IN_FLIGHT: usize = 256;
 /// How often an idle engine looks whether the budget shrank.
 const IDLE_TICK: Duration = Duration::from_millis(100);
-/// How long an engine waits that pressure from outside leaves no room to go on.
-const PRESSED_PAUSE: Duration = Duration::from_millis(10);
 /// How often the engine's figures are published while it works.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// Bytes that sink at a time while nothing runs: a request that comes waits for no more.

@@ -1,8 +1,13 @@
 //! When others leave so little memory that nobody can go on: then all wait, since what the operator allows is enough.
 
+use std::time::Duration;
+
 use neap_model::decoder::Decoder;
 
 use super::Engine;
+
+/// How long to wait before a step is tried again that [did nothing](Engine::is_pressed).
+pub const PRESSED_PAUSE: Duration = Duration::from_millis(10);
 
 impl<D: Decoder> Engine<D> {
     /// Whether the last step did nothing, since pressure from outside leaves no room for even one sequence: try again in a

@@ -42,10 +42,13 @@ impl KvCache {
     /// damaged. They cost a recomputation.
     #[must_use]
     pub fn missing_records(&self) -> usize {
-        let is_missing = |node: &NodeId| {
-            let held = self.tree.get(*node).map(|entry| &entry.held);
-            matches!(held, Some(Held::Disk)) && !self.is_stored(*node)
-        };
+        let is_missing = |&node: &NodeId| self.has_lost_record(node);
         self.tree.nodes().filter(is_missing).count()
+    }
+
+    /// Whether a block is said to be on disk alone, and its record is not there any more.
+    pub(super) fn has_lost_record(&self, node: NodeId) -> bool {
+        let held = self.tree.get(node).map(|entry| &entry.held);
+        matches!(held, Some(Held::Disk)) && !self.is_stored(node)
     }
 }

@@ -184,10 +184,7 @@ impl KvCache {
     ) -> (usize, Vec<BlockHash>, Vec<Slot>) {
         let block_tokens = self.pool.block_tokens();
         let path = self.tree.peek(namespace, tokens).full;
-        let is_at_hand = |node: &&_| {
-            let entry = self.tree.get(**node);
-            entry.is_some_and(|entry| matches!(entry.held, Held::Ram(_)))
-        };
+        let is_at_hand = |node: &&_| self.is_in_ram(**node);
         let known = path.iter().take_while(is_at_hand).count();
         let mut hash = namespace.root();
         let keys = tokens.chunks_exact(block_tokens).map(|chunk| {
@@ -337,8 +334,7 @@ impl KvCache {
 
     /// A block that did not come from disk: for want of room, if its record is still there, or else for good.
     fn note_lost(&mut self, node: NodeId) {
-        let held = self.tree.get(node).map(|entry| &entry.held);
-        if matches!(held, Some(Held::Disk)) && !self.is_stored(node) {
+        if self.has_lost_record(node) {
             self.fail(node);
         }
     }

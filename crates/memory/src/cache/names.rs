@@ -15,8 +15,8 @@ use crate::prefix::NodeId;
 const STEP_BYTES: u64 = 64 << 10;
 /// What is less than this is part of what a process takes anyway.
 const FREE_BYTES: u64 = 512 << 10;
-/// Share of the budget that names may take before those of blocks on disk are removed: these are found again by their
-/// records, as far as their blocks are full.
+/// Share of the budget that names of blocks which are not in RAM may take before they are removed: those on disk are found
+/// again by their records, as far as they are full.
 const MOST_SHARE: u64 = 32;
 /// Share of the budget that is charged for names at most.
 const CHARGED_SHARE: u64 = 8;
@@ -48,7 +48,9 @@ impl KvCache {
         let limit = self.pool.budget().limit();
         let remembered = usize::try_from(limit / REMEMBERED_SHARE).unwrap_or(usize::MAX);
         self.policy.remember_within(remembered, now_ms);
-        if self.names_bytes().saturating_sub(FREE_BYTES) > limit / MOST_SHARE {
+        // What a sweep can remove: else one that removes nothing would be made for each name that comes.
+        let not_in_ram = (self.tree.len() - self.nodes.len()) * self.tree.node_bytes();
+        if (not_in_ram as u64).saturating_sub(FREE_BYTES) > limit / MOST_SHARE {
             self.sweep(self.tree.len_places(), Sweep::AlsoOnDisk);
         }
         if !self.charge_names(new) {
@@ -87,11 +89,8 @@ impl KvCache {
     }
 
     fn is_dead(&self, node: NodeId) -> bool {
-        match self.tree.get(node).map(|entry| &entry.held) {
-            Some(Held::Disk) => !self.is_stored(node),
-            Some(Held::Gone) => true,
-            Some(Held::Ram(_)) | None => false,
-        }
+        let held = self.tree.get(node).map(|entry| &entry.held);
+        matches!(held, Some(Held::Gone)) || self.has_lost_record(node)
     }
 
     /// Removes all names that lead nowhere.

@@ -47,6 +47,11 @@ impl KvCache {
         self.prune(node);
     }
 
+    pub(super) fn is_in_ram(&self, node: NodeId) -> bool {
+        let entry = self.tree.get(node);
+        entry.is_some_and(|entry| matches!(entry.held, Held::Ram(_)))
+    }
+
     pub(super) fn unrank(&mut self, id: u64, was_evicted: bool) {
         self.nodes.remove(&id);
         self.policy.remove(id, was_evicted);
@@ -67,11 +72,7 @@ impl KvCache {
     /// parents are fresher.
     pub(super) fn rank(&mut self, path: &[NodeId], of: Use) {
         for &node in path.iter().rev() {
-            let is_in_ram = self
-                .tree
-                .get(node)
-                .is_some_and(|entry| matches!(entry.held, Held::Ram(_)));
-            if let Some(info) = self.tree.info(node).filter(|_| is_in_ram) {
+            if let Some(info) = self.tree.info(node).filter(|_| self.is_in_ram(node)) {
                 let facts = self.facts(&info, of);
                 if self.nodes.insert(info.hash.short(), node).is_none() {
                     self.policy.insert(info.hash.short(), &facts);
@@ -161,12 +162,8 @@ impl KvCache {
 
     /// The policy has the blocks in RAM, all of them and no others.
     pub(super) fn check_ranking(&self) -> Result<(), String> {
-        let in_ram = self.tree.nodes().filter(|&node| {
-            let entry = self.tree.get(node);
-            entry.is_some_and(|entry| matches!(entry.held, Held::Ram(_)))
-        });
         let mut count = 0;
-        for node in in_ram {
+        for node in self.tree.nodes().filter(|&node| self.is_in_ram(node)) {
             count += 1;
             let id = self.tree.info(node).map(|info| info.hash.short());
             if id.and_then(|id| self.nodes.get(&id)) != Some(&node) {

@@ -372,14 +372,7 @@ impl Policy for CostModel {
     }
 
     fn candidate(&mut self, now: u64) -> Option<Id> {
-        self.renew_if_due(now);
-        let heads = self.queues.iter().filter_map(Queue::front);
-        let worth = |id: &Id| {
-            self.entries
-                .get(id)
-                .map_or(0.0, |entry| self.worth(entry, now))
-        };
-        heads.min_by(|a, b| worth(a).total_cmp(&worth(b)))
+        self.least(1, now, |_| true).pop()
     }
 
     fn defer(&mut self, id: Id) {
